@@ -1,0 +1,1 @@
+"""The programs that are compared, each a small class with the same verbs."""

@@ -1,0 +1,125 @@
+"""Results as JSON, for programs, and as a Markdown table, for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from bench.measure import Measurement
+from pgkeep.units import format_size, utc_now
+
+RESULTS = Path(__file__).with_name("results")
+BASELINE = "pgkeep"
+MEMORY_LIMIT = 300_000_000
+COLUMNS = ("contender", "seconds", "min–max", "a second", "CPU seconds", "peak memory", "repository", "pgkeep's speed")
+CONDITIONS = (
+    "Each time is the median of {runs} runs after one to warm up. Everybody takes turns, on the same server and the same cores, with "
+    "the same page cache (all files read once before) and nothing left to write (`sync` before). Everybody's result is durable when "
+    "the clock stops: tar, which does not fsync, is given a `sync` of the file system. CPU is the program's and the server's. Memory "
+    "is the resident memory of the program's own processes. Restores of the first round were started and their rows counted."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One contender's runs of one piece of work; ``stored`` is its repository in bytes."""
+
+    name: str
+    facts: str
+    runs: Sequence[Measurement]
+    stored: int
+
+    @property
+    def walls(self) -> list[float]:
+        return [run.wall for run in self.runs]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One piece of work, done by everybody, over ``size`` bytes of data."""
+
+    work: str
+    size: int
+    entries: Sequence[Entry]
+
+
+def ratio_to_baseline(entry: Entry, baseline: Entry | None) -> str:
+    """How many times the baseline's speed is the entry's, ``1.52 x``; ``within noise`` where the ranges of times overlap."""
+    if baseline is None or baseline is entry:
+        return ""
+    ratio = median(entry.walls) / median(baseline.walls)
+    overlap = min(entry.walls) <= max(baseline.walls) and min(baseline.walls) <= max(entry.walls)
+    return f"{ratio:.2f} x" + (" (within noise)" if overlap else "")
+
+
+def table(row: Row) -> str:
+    """One row's Markdown table."""
+    baseline = next((entry for entry in row.entries if entry.name == BASELINE), None)
+    lines = [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1)]
+    for entry in row.entries:
+        wall = median(entry.walls)
+        lines.append(
+            (
+                entry.name,
+                f"{wall:.2f}",
+                f"{min(entry.walls):.2f}–{max(entry.walls):.2f}",
+                format_size(row.size / wall),
+                f"{median(run.cpu for run in entry.runs):.1f}",
+                format_size(max(run.memory for run in entry.runs)),
+                format_size(entry.stored),
+                ratio_to_baseline(entry, baseline),
+            )
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def markdown(title: str, rows: Sequence[Row], machine: dict[str, object], notes: Sequence[str]) -> str:
+    """The whole report."""
+    runs = len(rows[0].entries[0].runs)
+    parts = [f"# {title}", CONDITIONS.format(runs=runs), f"{_machine_line(machine)} {utc_now():%Y-%m-%d}."]
+    for row in rows:
+        parts += [f"## {row.work}, {format_size(row.size)}", table(row)]
+    parts.append("\n".join(f"* {entry.name}: {entry.facts}" for entry in rows[0].entries))
+    parts += [f"Left out: {note}" for note in notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(name: str, rows: Sequence[Row], machine: dict[str, object], notes: Sequence[str]) -> str:
+    """Write ``results/NAME.md`` and ``results/NAME.json``; returns the Markdown."""
+    text = markdown(f"pgkeep and its peers: {name}", rows, machine, notes)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+    document = {"machine": machine, "rows": [_row_json(row) for row in rows], "left_out": list(notes)}
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return text
+
+
+def _machine_line(machine: dict[str, object]) -> str:
+    flags = machine["processor_flags"]
+    words = ", ".join(str(flag) for flag in flags) if isinstance(flags, list) else ""
+    memory = format_size(float(str(machine["memory_bytes"])))
+    return (
+        f"Machine: {machine['cores']} cores ({machine['processor']}; {words}), {memory} memory, Linux {machine['kernel']}, "
+        f"Python {machine['python']}, PostgreSQL {machine['postgresql']}, data set of seed {machine['seed']}."
+    )
+
+
+def _row_json(row: Row) -> dict[str, object]:
+    return {
+        "work": row.work,
+        "data_bytes": row.size,
+        "contenders": [
+            {
+                "name": entry.name,
+                "facts": entry.facts,
+                "repository_bytes": entry.stored,
+                "wall_seconds": [round(run.wall, 3) for run in entry.runs],
+                "cpu_seconds": [round(run.cpu, 2) for run in entry.runs],
+                "peak_memory_bytes": [run.memory for run in entry.runs],
+            }
+            for entry in row.entries
+        ],
+    }

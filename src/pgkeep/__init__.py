@@ -1,0 +1,5 @@
+"""pgkeep: PostgreSQL backup and recovery that proves itself."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

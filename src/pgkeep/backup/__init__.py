@@ -1,0 +1,7 @@
+"""PostgreSQL -> repository: where pages come from, and how they become a backup."""
+
+from __future__ import annotations
+
+from pgkeep.backup.job import BackupRequest, run_backup
+
+__all__ = ["BackupRequest", "run_backup"]

@@ -1,0 +1,173 @@
+"""The backup job: from a request to a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from pgkeep import __version__
+from pgkeep.backup.assembler import FileAssembler
+from pgkeep.backup.page_check import PageCheckLog
+from pgkeep.backup.stream import receive
+from pgkeep.backup.wal import WalCollector
+from pgkeep.errors import ServerSettingError
+from pgkeep.postgres.backup_label import parse_backup_label
+from pgkeep.postgres.replication import (
+    BaseBackup,
+    BaseBackupOptions,
+    ChecksumFailure,
+    ReplicationConnection,
+    SystemIdentity,
+)
+from pgkeep.progress import Progress, Silent
+from pgkeep.repository import Repository
+from pgkeep.repository.manifests import Manifest, Tablespace, new_backup_id
+from pgkeep.units import parse_size, utc_now
+
+__all__ = ["BackupRequest", "run_backup"]
+
+_OLDEST_SERVER = 150000
+
+
+class BackupRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backup is to be. ``rate`` in bytes a second; ``jobs`` worker threads, all processors where None."""
+
+    cluster: str
+    dsn: str
+    label: str = "pgkeep"
+    jobs: int | None = None
+    rate: int | None = None
+    fast_checkpoint: bool = True
+
+
+class _ServerFacts(msgspec.Struct, frozen=True):
+    version: int
+    block_size: int
+    segment_blocks: int
+    wal_segment_size: int
+    data_checksums: bool
+
+
+def run_backup(request: BackupRequest, repository: Repository, progress: Progress | None = None) -> Manifest:
+    """Take a full backup over the replication protocol; returns its manifest once it is durable.
+
+    Safe to interrupt and to run again: what reached the repository is not stored twice. Raises ServerError, BusyError
+    where another backup of this cluster runs into this repository, StoreError, DamageError.
+    """
+    progress = progress or Silent()
+    progress.phase("connecting")
+    with ReplicationConnection.open(request.dsn) as connection:
+        identity = connection.identify_system()
+        facts = _server_facts(connection)
+        with _claim(repository, identity, progress):
+            try:
+                return _attempt(request, repository, progress, connection, identity, facts, verify_on_server=True)
+            except ChecksumFailure as failure:
+                progress.note(f"{failure}: reading everything once more, to find and record the damaged pages")
+        with ReplicationConnection.open(request.dsn) as again, _claim(repository, identity, progress):
+            return _attempt(request, repository, progress, again, identity, facts, verify_on_server=False)
+
+
+@contextmanager
+def _claim(repository: Repository, identity: SystemIdentity, progress: Progress) -> Iterator[None]:
+    with repository.lease(f"backup of cluster {identity.system_identifier}") as lease:
+        if lease.took_over and (packs := repository.adopt_orphans()):
+            progress.note(f"a backup was killed before: {packs} packs that it left are used again")
+        yield
+
+
+def _attempt(
+    request: BackupRequest,
+    repository: Repository,
+    progress: Progress,
+    connection: ReplicationConnection,
+    identity: SystemIdentity,
+    facts: _ServerFacts,
+    *,
+    verify_on_server: bool,
+) -> Manifest:
+    started = utc_now()
+    check = None if verify_on_server or not facts.data_checksums else PageCheckLog(facts.segment_blocks)
+    archive = repository.wal(identity.system_identifier)
+    connection.notice = progress.note
+    with (
+        WalCollector(request.dsn, archive, progress) as wal,
+        repository.writer() as writer,
+        FileAssembler(writer, repository.parameters, jobs=request.jobs, check=check) as assembler,
+    ):
+        progress.phase("waiting for the server's checkpoint")
+        backup = connection.base_backup(
+            BaseBackupOptions(
+                label=request.label,
+                fast_checkpoint=request.fast_checkpoint,
+                verify_checksums=verify_on_server,
+                max_rate=request.rate,
+            )
+        )
+        wal.start(backup.start_lsn, backup.start_timeline, facts.wal_segment_size)
+        if check is not None:
+            check.start_lsn = backup.start_lsn
+        progress.phase("copying", sum(tablespace.size or 0 for tablespace in backup.tablespaces))
+        labels = receive(backup, assembler, wal.check, progress)
+        from_standby = parse_backup_label(labels.backup_label).backup_from == "standby"
+        progress.phase("making it durable")
+        wal_range = wal.finish(backup.stop_lsn, from_standby=from_standby)
+        directories = list(assembler.tree())
+        writer.flush()
+        manifest = Manifest(
+            id=new_backup_id(started),
+            cluster=request.cluster,
+            label=request.label,
+            mode="stream",
+            system_identifier=identity.system_identifier,
+            server_version=facts.version,
+            from_standby=from_standby,
+            started=started,
+            finished=utc_now(),
+            timeline=backup.start_timeline,
+            start_lsn=int(backup.start_lsn),
+            stop_lsn=int(backup.stop_lsn),
+            block_size=facts.block_size,
+            segment_blocks=facts.segment_blocks,
+            data_checksums=facts.data_checksums,
+            backup_label=labels.backup_label,
+            tablespace_map=labels.tablespace_map,
+            tablespaces=_tablespaces(backup),
+            directories=directories,
+            wal=wal_range,
+            logical_size=assembler.logical_size,
+            stored_size=assembler.stored_size + wal_range.stored_size,
+            new_size=writer.new_bytes,
+            files=assembler.files,
+            damaged_pages=check.damaged() if check is not None else [],
+            writer=f"pgkeep {__version__}",
+        )
+        repository.catalog.commit(manifest)
+    return manifest
+
+
+def _server_facts(connection: ReplicationConnection) -> _ServerFacts:
+    version = connection.server_version
+    if version < _OLDEST_SERVER:
+        raise ServerSettingError(
+            f"the server is PostgreSQL {version // 10000}; pgkeep backs up version 15 and later",
+            hint="upgrade the server",
+        )
+    block_size = int(connection.show("block_size"))
+    return _ServerFacts(
+        version=version,
+        block_size=block_size,
+        segment_blocks=parse_size(connection.show("segment_size")) // block_size,
+        wal_segment_size=parse_size(connection.show("wal_segment_size")),
+        data_checksums=connection.show("data_checksums") == "on",
+    )
+
+
+def _tablespaces(backup: BaseBackup) -> list[Tablespace]:
+    return [
+        Tablespace(tablespace.oid, tablespace.location, tablespace.size or 0)
+        for tablespace in backup.tablespaces
+        if tablespace.oid is not None and tablespace.location is not None
+    ]

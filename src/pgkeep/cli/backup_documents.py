@@ -1,0 +1,99 @@
+"""A backup as JSON and as lines: shared by ``backup``, ``list`` and ``show``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pgkeep.units import format_duration, format_rate, format_size, format_time
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from pgkeep.repository.manifests import Manifest
+
+__all__ = ["backup_document", "backup_fields", "format_lsn"]
+
+
+def format_lsn(lsn: int) -> str:
+    """An LSN as PostgreSQL prints it."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def backup_document(manifest: Manifest, verified: datetime | None = None) -> dict[str, object]:
+    """The keys that docs/reference/json.md promises."""
+    return {
+        "id": manifest.id,
+        "cluster": manifest.cluster,
+        "system_identifier": str(manifest.system_identifier),
+        "label": manifest.label,
+        "mode": manifest.mode,
+        "state": "taken" if verified is None else "verified",
+        "verified": verified,
+        "server_version": manifest.server_version,
+        "from_standby": manifest.from_standby,
+        "started": manifest.started,
+        "finished": manifest.finished,
+        "timeline": manifest.timeline,
+        "start_lsn": format_lsn(manifest.start_lsn),
+        "stop_lsn": format_lsn(manifest.stop_lsn),
+        "wal_objects": manifest.wal.segments,
+        "wal_stored_bytes": manifest.wal.stored_size,
+        "files": manifest.files,
+        "logical_bytes": manifest.logical_size,
+        "stored_bytes": manifest.stored_size,
+        "new_bytes": manifest.new_size,
+        "data_checksums": manifest.data_checksums,
+        "damaged_pages": [{"path": _text(page.path), "block": page.block} for page in manifest.damaged_pages],
+        "tablespaces": [
+            {
+                "oid": tablespace.oid,
+                "location": _text(tablespace.location),
+                "bytes": tablespace.size,
+            }
+            for tablespace in manifest.tablespaces
+        ],
+    }
+
+
+def backup_fields(manifest: Manifest, verified: datetime | None = None) -> list[tuple[str, str]]:
+    """Names and values for people."""
+    seconds = (manifest.finished - manifest.started).total_seconds()
+    fields = [
+        ("backup", manifest.id),
+        ("cluster", f"{manifest.cluster} (system identifier {manifest.system_identifier})"),
+        ("state", "taken, not verified yet" if verified is None else f"verified {format_time(verified)}"),
+        ("label", manifest.label),
+        ("server", _server(manifest)),
+        ("begun", format_time(manifest.started)),
+        (
+            "took",
+            f"{format_duration(seconds)} ({format_rate(manifest.logical_size / max(seconds, 0.001))})",
+        ),
+        ("files", f"{manifest.files:,}"),
+        ("logical size", format_size(manifest.logical_size)),
+        ("stored size", f"{format_size(manifest.stored_size)} (what a restore reads)"),
+        ("new", f"{format_size(manifest.new_size)} (what this backup added)"),
+        ("timeline", str(manifest.timeline)),
+        ("LSN", f"{format_lsn(manifest.start_lsn)} to {format_lsn(manifest.stop_lsn)}"),
+        ("WAL", f"{len(manifest.wal.segments)} objects, {format_size(manifest.wal.stored_size)} stored"),
+        ("page checksums", "on" if manifest.data_checksums else "off"),
+    ]
+    fields += [(f"tablespace {tablespace.oid}", _text(tablespace.location)) for tablespace in manifest.tablespaces]
+    if manifest.damaged_pages:
+        first = manifest.damaged_pages[0]
+        fields.append(
+            (
+                "damaged pages",
+                f"{len(manifest.damaged_pages)}, the first: {_text(first.path)} block {first.block}",
+            )
+        )
+    return fields
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
+
+
+def _server(manifest: Manifest) -> str:
+    version = f"PostgreSQL {manifest.server_version // 10000}.{manifest.server_version % 10000}"
+    return f"{version}, standby" if manifest.from_standby else version

@@ -1,0 +1,172 @@
+"""The ``pgkeep`` command: finds the subcommand, runs it, and turns whatever it raises into a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from pgkeep.cli.options import Context, add_global_options, examples
+from pgkeep.cli.output import print_error
+from pgkeep.errors import Interrupted, PgkeepError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
+
+__all__ = ["COMMANDS", "main", "run"]
+
+COMMANDS = {
+    "init": ("pgkeep.cli.init_cmd", "Check a server, create its repository, key and configuration."),
+    "check": ("pgkeep.cli.check_cmd", "Test everything a backup needs; each failure says what mends it."),
+    "backup": ("pgkeep.cli.backup_cmd", "Take a backup of a running cluster."),
+    "list": ("pgkeep.cli.list_cmd", "List the backups."),
+    "show": ("pgkeep.cli.show_cmd", "Show all that is known of one backup."),
+    "restore": ("pgkeep.cli.restore_cmd", "Bring a backup back into a directory."),
+    "verify": ("pgkeep.cli.verify_cmd", "Check stored bytes and backups against damage."),
+    "export": ("pgkeep.cli.export_cmd", "Write a backup as the files of pg_basebackup."),
+    "repository": ("pgkeep.cli.repository_cmd", "Care of a repository itself."),
+    "demo": ("pgkeep.cli.demo_cmd", "See it all at work on a throw-away server."),
+    "completion": ("pgkeep.cli.completion_cmd", "Print the completion script of a shell."),
+}
+"""Name -> (module with ``command``, one-line help). Here, so that ``--help`` imports none of them."""
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when that command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_module, summary) in COMMANDS.items()])
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=examples(
+        "pgkeep init 'host=db.example port=5432 user=replication_user dbname=auth_db'",
+        "pgkeep backup",
+        "pgkeep restore --target-dir /srv/restored --start",
+    ),
+)
+@add_global_options
+def main() -> None:
+    """Back up PostgreSQL clusters, and bring them back."""
+
+
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script: runs the command line and exits with one of the documented exit codes."""
+    if "_PGKEEP_COMPLETE" in os.environ:
+        main.main(prog_name="pgkeep")
+    sys.exit(execute(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def execute(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code, having printed any error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A terminal that cannot show a character must not turn a finished backup into a failure.
+            stream.reconfigure(errors="backslashreplace")
+    context = Context()
+    # A command line that cannot be parsed still has to answer in JSON when it asks for it.
+    context.json = "--json" in arguments
+    try:
+        with _signals_interrupt():
+            code = _invoke(arguments, context)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        return 128 + signal.SIGPIPE
+    except PgkeepError as error:
+        return _report(error, context)
+    except KeyboardInterrupt:
+        return _report(Interrupted(), context)
+    except Exception as error:  # noqa: BLE001  (the last line of defence: a person gets a sentence, not a traceback)
+        text = " ".join(str(error).split())
+        unexpected = PgkeepError(
+            f"unexpected {type(error).__name__}{': ' + text if text else ''}",
+            hint=None if context.verbose else "run it again with -v to see where it came from",
+        )
+        if context.verbose:
+            sys.excepthook(type(error), error, error.__traceback__)
+        return _report(unexpected, context)
+
+
+def _invoke(arguments: list[str], context: Context) -> int:
+    try:
+        with main.make_context("pgkeep", arguments, obj=context) as click_context:
+            _start_logging(context)
+            main.invoke(click_context)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return UsageError.exit_code
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.exceptions.Abort:
+        raise Interrupted from None
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "pgkeep"
+        message = error.format_message().rstrip(".")
+        raise UsageError(message[:1].lower() + message[1:], hint=f"{command} --help shows what it takes") from None
+    except click.ClickException as error:
+        raise PgkeepError(error.format_message()) from None
+    return 0
+
+
+def _report(error: PgkeepError, context: Context) -> int:
+    if context.verbose > 1:
+        sys.excepthook(type(error), error, error.__traceback__)
+    try:
+        print_error(error, json=context.json)
+    except BrokenPipeError:
+        _silence(sys.stdout)
+    return error.exit_code
+
+
+def _silence(stream: object) -> None:
+    """Send a broken stream to nowhere, so that the interpreter's last flush stays quiet."""
+    if hasattr(stream, "fileno"):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def _start_logging(context: Context) -> None:
+    if context.verbose:
+        import logging
+
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+        logging.getLogger("pgkeep").setLevel(logging.DEBUG if context.verbose > 1 else logging.INFO)
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Within it, the first SIGINT or SIGTERM raises Interrupted in the main thread; a second one ends the process."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        word = "interrupted" if number == signal.SIGINT else "terminated"
+        raise Interrupted(f"{word} by {signal.Signals(number).name}", signal_number=number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

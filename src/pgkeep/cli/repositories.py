@@ -1,0 +1,110 @@
+"""Which repository a command works on: from the configuration, or named on the command line when all else is lost."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pgkeep.cli.options import Context, cluster_option
+
+if TYPE_CHECKING:
+    from pgkeep.repository import Repository, Secret, Store
+
+__all__ = ["Chosen", "repository_options"]
+
+
+class Chosen:
+    """The repository and the cluster that a command line means; opened when asked for."""
+
+    def __init__(
+        self,
+        context: Context,
+        cluster: str | None,
+        repository: str | None,
+        key_file: Path | None,
+        passphrase_file: Path | None,
+    ) -> None:
+        self._context = context
+        self._cluster = cluster
+        self._repository = repository
+        self._key_file = key_file
+        self._passphrase_file = passphrase_file
+
+    @property
+    def _is_address(self) -> bool:
+        return self._repository is not None and "/" in self._repository
+
+    @functools.cached_property
+    def cluster(self) -> str | None:
+        """The cluster's name; None means any, where a repository is named by its address."""
+        if self._is_address:
+            return self._cluster
+        return self._context.config().cluster(self._cluster).name
+
+    def store(self) -> Store:
+        """The repository's store, for what needs no key. Raises ConfigError."""
+        from pgkeep.repository import open_store
+
+        if self._is_address:
+            assert self._repository is not None
+            return open_store(self._repository)
+        return open_store(self._settings().url)
+
+    def open(self) -> Repository:
+        """The repository, opened. Raises RepositoryError, KeyFailure."""
+        from pgkeep.opening import open_repository
+        from pgkeep.repository import Repository
+
+        secret = self._secret()
+        if self._is_address or secret is not None:
+            return Repository.open(self.store(), secret)
+        return open_repository(self._settings())
+
+    def _settings(self) -> Any:
+        config = self._context.config()
+        if self._repository is not None:
+            return config.repository(self._repository)
+        return config.repositories_of(config.cluster(self._cluster))[0]
+
+    def _secret(self) -> Secret | None:
+        from pgkeep.repository import KeyFile, Passphrase
+
+        if self._key_file is not None:
+            return KeyFile.read(self._key_file)
+        return None if self._passphrase_file is None else Passphrase.read(self._passphrase_file)
+
+
+def repository_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--cluster``, ``--repository`` and the keys; the function gets them as ``chosen: Chosen``."""
+
+    @click.option(
+        "--repository",
+        metavar="NAME|ADDRESS",
+        help="A repository of the configuration, or the address of one: file:///path. Default: the cluster's first.",
+    )
+    @click.option(
+        "--key-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="The key (or a file with the recovery key), where the configuration does not name it.",
+    )
+    @click.option(
+        "--passphrase-file", type=click.Path(dir_okay=False, path_type=Path), help="The same for a passphrase."
+    )
+    @functools.wraps(function)
+    def with_chosen(
+        context: Context,
+        *arguments: Any,
+        cluster: str | None,
+        repository: str | None,
+        key_file: Path | None,
+        passphrase_file: Path | None,
+        **options: Any,
+    ) -> Any:
+        chosen = Chosen(context, cluster, repository, key_file, passphrase_file)
+        return function(context, *arguments, chosen=chosen, **options)
+
+    return cluster_option(with_chosen)

@@ -1,0 +1,350 @@
+"""One TOML file, with overrides from the environment, into typed settings; every mistake is reported, all at once.
+
+The file is the first of ``--config``, ``$PGKEEP_CONFIG``, ``./pgkeep.toml``, ``~/.config/pgkeep/pgkeep.toml`` and
+``/etc/pgkeep/pgkeep.toml``. ``PGKEEP_CLUSTER_<NAME>_DSN`` and ``PGKEEP_REPOSITORY_<NAME>_URL`` / ``_KEY`` override it, and
+may stand for it. ``docs/reference/configuration.md`` is the same for users.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+
+from pgkeep.errors import ConfigError, NotFoundError
+from pgkeep.units import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydantic_core import ErrorDetails
+
+__all__ = [
+    "BackupSettings",
+    "Cluster",
+    "Config",
+    "KeyReference",
+    "RepositorySettings",
+    "find_config",
+    "load_config",
+    "parse_config",
+    "search_paths",
+    "user_config_path",
+]
+
+SYSTEM_CONFIG = Path("/etc/pgkeep/pgkeep.toml")
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+
+# MAX_RATE of BASE_BACKUP: 32 kB/s to 1 GB/s (PostgreSQL: basebackup.h, MAX_RATE_LOWER and MAX_RATE_UPPER).
+MIN_RATE, MAX_RATE = 32 << 10, 1 << 30
+
+_ENVIRONMENT_KEYS = {"CLUSTER": ("dsn",), "REPOSITORY": ("url", "key")}
+_ENVIRONMENT_NAME = re.compile(r"PGKEEP_(CLUSTER|REPOSITORY)_(.+)_([A-Z]+)")
+
+
+class KeyReference(BaseModel):
+    """Where a repository's secret is kept: ``kind`` and, except for "none", the absolute path of a file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["file", "passphrase-file", "none"]
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.path is None else f"{self.kind}:{self.path}"
+
+
+def _parse_key(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str):
+        return value
+    if value == "none":
+        return KeyReference(kind="none")
+    kind, colon, path = value.partition(":")
+    if not colon or not path or kind not in {"file", "passphrase-file"}:
+        raise ValueError(f'{value!r} is none of "file:/path", "passphrase-file:/path" and "none"')
+    return KeyReference(kind=cast("Literal['file', 'passphrase-file']", kind), path=_absolute(path, info))
+
+
+def _parse_url(value: str, info: ValidationInfo) -> str:
+    if value.startswith("file://"):
+        path = value.removeprefix("file://")
+        if not path.startswith("/"):
+            raise ValueError(f"{value!r} needs an absolute path: file:///path")
+        return value
+    if re.match(r"[a-z][a-z0-9+.-]*:", value):
+        raise ValueError(f"{value!r} is of a kind that this version does not know (it knows file:///path)")
+    return _absolute(value, info).as_uri()
+
+
+def _absolute(path: str, info: ValidationInfo) -> Path:
+    """Relative paths are relative to the configuration file, so that it means the same from everywhere."""
+    directory = (info.context or {}).get("directory", Path.cwd())
+    return Path(os.path.normpath(directory / Path(path).expanduser()))
+
+
+def _parse_rate(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+def _check_dsn(value: str) -> str:
+    from pgkeep.postgres.dsn import parse_dsn
+
+    parse_dsn(value)
+    return value
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class RepositorySettings(_Settings):
+    """``[repository.NAME]``: ``url`` is ``file:///absolute/path``."""
+
+    name: str
+    url: Annotated[str, Field(min_length=1), AfterValidator(_parse_url)]
+    key: Annotated[KeyReference, BeforeValidator(_parse_key)]
+
+
+class BackupSettings(_Settings):
+    """``backup = { … }`` of a cluster. ``rate`` is bytes a second; None means no limit, or our own choice."""
+
+    mode: Literal["auto", "stream"] = "auto"
+    label: str | None = None
+    jobs: Annotated[int, Field(ge=1, le=256)] | None = None
+    rate: Annotated[int, Field(ge=MIN_RATE, le=MAX_RATE), BeforeValidator(_parse_rate)] | None = None
+
+
+class Cluster(_Settings):
+    """``[cluster.NAME]``: ``repositories`` are names of repositories, the first being the one that is read from."""
+
+    name: str
+    dsn: Annotated[str, Field(min_length=1), AfterValidator(_check_dsn)]
+    repositories: tuple[str, ...]
+    backup: BackupSettings = BackupSettings()
+
+
+class Config(BaseModel):
+    """All settings. ``path`` is the file they come from, or None when all come from the environment."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path | None
+    repositories: dict[str, RepositorySettings]
+    clusters: dict[str, Cluster]
+
+    def cluster(self, name: str | None = None) -> Cluster:
+        """The cluster of that name, or the only one. Raises NotFoundError, or ConfigError where a name is needed."""
+        return _choose(self.clusters, name, "cluster", self._place())
+
+    def repository(self, name: str | None = None) -> RepositorySettings:
+        """The repository of that name, or the only one. Raises as ``cluster`` does."""
+        return _choose(self.repositories, name, "repository", self._place())
+
+    def repositories_of(self, cluster: Cluster) -> list[RepositorySettings]:
+        """The cluster's repositories, in its order."""
+        return [self.repositories[name] for name in cluster.repositories]
+
+    def _place(self) -> str:
+        return "the environment" if self.path is None else str(self.path)
+
+
+T = TypeVar("T")
+
+
+def _choose(settings: Mapping[str, T], name: str | None, kind: str, place: str) -> T:
+    if name is not None:
+        if name in settings:
+            return settings[name]
+        known = ", ".join(settings) or "none"
+        raise NotFoundError(f"there is no {kind} named {name!r} in {place}", hint=f"it knows: {known}")
+    if len(settings) == 1:
+        return next(iter(settings.values()))
+    if not settings:
+        raise ConfigError(f"{place} names no {kind}", hint="pgkeep init DSN adds one")
+    raise ConfigError(f"{place} names several {kind}s", hint=f"choose one with --{kind}: {', '.join(settings)}")
+
+
+def user_config_path(environment: Mapping[str, str] | None = None) -> Path:
+    """The user's own file, ``~/.config/pgkeep/pgkeep.toml`` or under ``$XDG_CONFIG_HOME``."""
+    environment = os.environ if environment is None else environment
+    base = environment.get("XDG_CONFIG_HOME", "")
+    directory = Path(base) if Path(base).is_absolute() else Path.home() / ".config"
+    return directory / "pgkeep" / "pgkeep.toml"
+
+
+def search_paths(environment: Mapping[str, str] | None = None) -> list[Path]:
+    """Where the file is looked for, in order, when nobody names it."""
+    return [Path.cwd() / "pgkeep.toml", user_config_path(environment), SYSTEM_CONFIG]
+
+
+def find_config(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Path | None:
+    """The file to read, made absolute: ``path`` (``--config``), ``$PGKEEP_CONFIG``, or the first found; None if there is none."""
+    environment = os.environ if environment is None else environment
+    named = path or (Path(text) if (text := environment.get("PGKEEP_CONFIG")) else None)
+    if named is not None:
+        return named.absolute()
+    return next((candidate for candidate in search_paths(environment) if candidate.is_file()), None)
+
+
+def load_config(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
+    """Read the settings. Raises one ConfigError that names the file and everything wrong in it."""
+    environment = os.environ if environment is None else environment
+    found = find_config(path, environment)
+    tables: dict[str, Any] = {} if found is None else _read(found)
+    mistakes: list[str] = []
+    overridden = _override(tables, environment, mistakes)
+    if found is None and not overridden and not mistakes:
+        looked = ", ".join(str(candidate) for candidate in search_paths(environment))
+        raise ConfigError(
+            f"there is no configuration file (looked for {looked})",
+            hint="pgkeep init DSN writes one; or name one with --config or PGKEEP_CONFIG",
+        )
+    return _build(tables, found, mistakes)
+
+
+def parse_config(text: str, path: Path) -> Config:
+    """The settings in a file's text, without the environment. Raises ConfigError as ``load_config`` does."""
+    return _build(_parse(text, path), path, [])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no configuration file {path}", hint=f"pgkeep init DSN --config {path} writes one"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text", hint="TOML files are UTF-8: save it so") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint=f"ls -l {path}") from None
+    return _parse(text, path)
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{path} is not TOML: {error}", hint="docs/reference/configuration.md shows the form"
+        ) from None
+
+
+def _override(tables: dict[str, Any], environment: Mapping[str, str], mistakes: list[str]) -> bool:
+    """Put the environment's settings into the tables; returns whether there were any."""
+    changed = False
+    for variable in sorted(environment):
+        match = _ENVIRONMENT_NAME.fullmatch(variable)
+        if match is None or not environment[variable]:
+            continue
+        kind, upper_name, key = match[1].lower(), match[2], match[3].lower()
+        if key not in _ENVIRONMENT_KEYS[match[1]]:
+            mistakes.append(f"the environment: {variable} is not a setting{_nearest_variable(match)}")
+            continue
+        section = tables.setdefault(kind, {})
+        if not isinstance(section, dict):
+            continue
+        name = next((known for known in section if _as_variable(known) == upper_name), upper_name.lower())
+        settings = section.setdefault(name, {})
+        if isinstance(settings, dict):
+            settings[key] = environment[variable]
+            changed = True
+    return changed
+
+
+def _as_variable(name: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "_", name.upper())
+
+
+def _nearest_variable(match: re.Match[str]) -> str:
+    known = [f"PGKEEP_{match[1]}_{match[2]}_{key.upper()}" for key in _ENVIRONMENT_KEYS[match[1]]]
+    return f" (nearest: {get_close_matches(match[0], known, n=1, cutoff=0)[0]})"
+
+
+def _build(tables: dict[str, Any], path: Path | None, mistakes: list[str]) -> Config:
+    known = ("repository", "cluster")
+    mistakes.extend(f"{key!r} is not a setting{_nearest(key, known)}" for key in tables if key not in known)
+    context = {"directory": Path.cwd() if path is None else path.parent}
+    repositories: dict[str, RepositorySettings] = {}
+    for name, table in _named_tables(tables, "repository", mistakes):
+        _validate(RepositorySettings, "repository", name, table, context, mistakes, repositories)
+    clusters: dict[str, Cluster] = {}
+    names = [name for name, _table in _named_tables(tables, "repository", [])]
+    for name, table in _named_tables(tables, "cluster", mistakes):
+        filled = dict(table)
+        listed = filled.get("repositories", names if len(names) == 1 else None)
+        if isinstance(listed, list):
+            filled["repositories"] = tuple(listed)
+            mistakes.extend(
+                f"[cluster.{name}] repositories names {wanted!r}, which is not there{_nearest(str(wanted), names)}"
+                for wanted in listed
+                if wanted not in names
+            )
+            if not listed:
+                mistakes.append(f"[cluster.{name}] repositories is empty")
+        _validate(Cluster, "cluster", name, filled, context, mistakes, clusters)
+    if mistakes:
+        place = "the environment" if path is None else str(path)
+        text = f" {mistakes[0]}" if len(mistakes) == 1 else "".join(f"\n  {mistake}" for mistake in mistakes)
+        raise ConfigError(f"{place}:{text}", hint="docs/reference/configuration.md lists every setting")
+    return Config(path=path, repositories=repositories, clusters=clusters)
+
+
+def _named_tables(tables: Mapping[str, Any], kind: str, mistakes: list[str]) -> Iterable[tuple[str, dict[str, Any]]]:
+    section = tables.get(kind, {})
+    if not isinstance(section, dict):
+        mistakes.append(f"{kind} is not a table: write [{kind}.NAME]")
+        return
+    for name, table in section.items():
+        if not isinstance(table, dict):
+            mistakes.append(f"[{kind}] {name} is not a table: write [{kind}.NAME] above it")
+        elif re.fullmatch(NAME_PATTERN, name) is None:
+            mistakes.append(f"[{kind}.{name!r}] is not a name: use letters, digits, - and _")
+        else:
+            yield name, table
+
+
+S = TypeVar("S", bound=_Settings)
+
+
+def _validate(
+    model: type[S],
+    kind: str,
+    name: str,
+    table: Mapping[str, Any],
+    context: dict[str, Path],
+    mistakes: list[str],
+    into: dict[str, S],
+) -> None:
+    if "name" in table:
+        mistakes.append(f"[{kind}.{name}] name is not a setting: the name stands in the heading")
+    try:
+        into[name] = model.model_validate({**table, "name": name}, context=context)
+    except ValidationError as errors:
+        mistakes.extend(_sentence(kind, name, model, error) for error in errors.errors(include_url=False))
+
+
+def _sentence(kind: str, name: str, model: type[BaseModel], error: ErrorDetails) -> str:
+    location = [str(part) for part in error["loc"]]
+    where = f"[{kind}.{name}] {'.'.join(location)}"
+    if error["type"] == "extra_forbidden":
+        fields = BackupSettings.model_fields if location[:-1] == ["backup"] else model.model_fields
+        return f"{where} is not a setting{_nearest(location[-1], [field for field in fields if field != 'name'])}"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if message.startswith("is "):
+        return f"{where} {message}"
+    return f"{where}: {message[:1].lower()}{message[1:]}"
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    candidates = list(known)
+    if not candidates:
+        return ""
+    return f" (nearest: {get_close_matches(key, candidates, n=1, cutoff=0)[0]}; known: {', '.join(candidates)})"

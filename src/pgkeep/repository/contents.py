@@ -1,0 +1,246 @@
+"""Writing and reading contents: deduplicated, compressed, sealed, packed.
+
+A `ContentWriter` turns plain bytes into contents of packs, many threads at a time, and makes them durable: packs first,
+then their index, so that an index never names what is not there. A `ContentReader` brings contents back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pgkeep.errors import DamageError
+from pgkeep.repository.codec import Codec, compress
+from pgkeep.repository.crypto import KeyRing
+from pgkeep.repository.index import Index, Location, write_index
+from pgkeep.repository.packs import MAX_CONTENT_SIZE, PackBuilder, PackEntry, PackKind, PackReader, read_pack_table
+from pgkeep.repository.store import ObjectMissing, Store
+
+__all__ = ["ContentReader", "ContentWriter", "Location", "Parameters", "StoredContent", "adopt_orphans", "spans"]
+
+_INDEX_ENTRIES = 250_000
+"""Entries after which an index object is written: some 50 MB of Python objects, 64 GB of cells of 256 KiB."""
+
+_PACKS_IN_FLIGHT = 2
+"""Full packs that may wait for the store: they are the largest part of a backup's memory."""
+
+_GAP = 64 << 10
+_SPAN = 4 << 20
+"""A read passes over gaps up to `_GAP` and fetches up to `_SPAN` bytes at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a repository was created with; sizes in bytes."""
+
+    page_size: int = 8192
+    cell_size: int = 256 << 10
+    pack_size: int = 32 << 20
+    compression_level: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredContent:
+    """A content that the repository holds: its id, and the bytes it takes; ``new`` where this writer added it."""
+
+    id: bytes
+    stored_size: int
+    new: bool
+
+
+class ContentWriter:
+    """Adds contents; `put` may be called from any thread. Use as a context manager.
+
+    Leaving it without an error makes everything durable. Leaving it with one keeps the packs that are complete, and
+    their index, so that a next run finds them.
+    """
+
+    def __init__(self, store: Store, keys: KeyRing, index: Index, parameters: Parameters) -> None:
+        self._store = store
+        self._keys = keys
+        self._index = index
+        self._parameters = parameters
+        self._lock = threading.Lock()
+        self._seen: dict[bytes, int] = {}
+        self._builders: dict[PackKind, PackBuilder] = {}
+        self._finished: list[tuple[str, list[PackEntry]]] = []
+        self._in_flight: list[Future[None]] = []
+        self._room = threading.BoundedSemaphore(_PACKS_IN_FLIGHT)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="pack-writer")
+        self.new_bytes = 0
+        """Bytes of the packs that this writer has made durable."""
+
+    def __enter__(self) -> ContentWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self.flush()
+            else:
+                self._keep_what_is_complete()
+        finally:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def put(self, kind: PackKind, plain: bytes | bytearray | memoryview) -> StoredContent:
+        """Store a content unless the repository has it. Raises StoreError, also for an earlier pack."""
+        assert len(plain) <= MAX_CONTENT_SIZE
+        content_id = self._keys.content_id(plain)
+        with self._lock:
+            known = self._seen.get(content_id)
+            if known is None:
+                location = self._index.find(content_id)
+                if location is None:
+                    # claimed before it is compressed, so that a twin in another thread is not stored too
+                    self._seen[content_id] = 0
+                else:
+                    known = location.entry.stored_size
+        if known is not None:
+            return StoredContent(content_id, known, new=False)
+        compressed, codec = compress(plain, self._parameters.compression_level), Codec.ZSTD
+        if len(compressed) >= len(plain):
+            compressed, codec = bytes(plain), Codec.RAW
+        full = None
+        with self._lock:
+            builder = self._builders.get(kind)
+            if builder is None:
+                builder = self._builders[kind] = PackBuilder(self._keys, kind)
+            entry = builder.add(content_id, compressed, len(plain), codec)
+            self._seen[content_id] = entry.stored_size
+            if builder.size >= self._parameters.pack_size:
+                full = self._builders.pop(kind)
+        if full is not None:
+            self._send(full)
+        return StoredContent(content_id, entry.stored_size, new=True)
+
+    def flush(self) -> None:
+        """Return when every content given so far is durable and in the index. No `put` may run meanwhile."""
+        for builder in list(self._builders.values()):
+            self._send(builder)
+        self._builders.clear()
+        self._wait()
+        self._write_index()
+
+    def _send(self, builder: PackBuilder) -> None:
+        self._room.acquire()
+        with self._lock:
+            for future in [future for future in self._in_flight if future.done()]:
+                self._in_flight.remove(future)
+                future.result()
+            self._in_flight.append(self._executor.submit(self._store_pack, builder))
+
+    def _store_pack(self, builder: PackBuilder) -> None:
+        try:
+            name, parts = builder.finish()
+            size = sum(len(part) for part in parts)
+            self._store.put(name, parts)
+        finally:
+            self._room.release()
+        with self._lock:
+            self._finished.append((name, builder.entries))
+            self.new_bytes += size
+            due = sum(len(entries) for _, entries in self._finished) >= _INDEX_ENTRIES
+        if due:
+            self._write_index()
+
+    def _wait(self) -> None:
+        with self._lock:
+            waiting, self._in_flight = self._in_flight, []
+        for future in waiting:
+            future.result()
+
+    def _write_index(self) -> None:
+        with self._lock:
+            finished, self._finished = self._finished, []
+        if not finished:
+            return
+        self._index.adopt(write_index(self._store, self._keys, finished))
+        with self._lock:
+            for _, entries in finished:
+                for entry in entries:
+                    self._seen.pop(entry.id, None)
+
+    def _keep_what_is_complete(self) -> None:
+        """After an error: the packs that reached the store stay useful; a store that is broken is not asked again."""
+        for future in self._in_flight:
+            if future.exception() is not None:
+                return
+        with self._lock:
+            builders, self._builders = list(self._builders.values()), {}
+        for builder in builders:
+            self._send(builder)
+        self._wait()
+        self._write_index()
+
+
+class ContentReader:
+    """Reads contents by id; safe for threads."""
+
+    def __init__(self, store: Store, keys: KeyRing, index: Index) -> None:
+        self._store = store
+        self._keys = keys
+        self._index = index
+        self._packs: dict[str, PackReader] = {}
+
+    def locate(self, content_id: bytes) -> Location:
+        """Where a content is stored. Raises DamageError where no index names it."""
+        location = self._index.find(content_id)
+        if location is None:
+            raise DamageError(
+                f"content {content_id.hex()[:16]} is in no index",
+                hint="if an index object was lost, this brings it back: pgkeep repository reindex",
+            )
+        return location
+
+    def get(self, content_id: bytes) -> bytes:
+        """A content's plain bytes. Raises DamageError naming the pack."""
+        location = self.locate(content_id)
+        return next(plain for _, plain in self.read(location.pack, [location.entry]))
+
+    def read(self, pack: str, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
+        """The plain bytes of contents of one pack, given in order of offset, by one range read."""
+        first, last = entries[0], entries[-1]
+        try:
+            data = memoryview(self._store.get(pack, first.offset, last.offset + last.stored_size - first.offset))
+            reader = self._pack(pack)
+        except ObjectMissing:
+            raise DamageError(f"{pack} is gone", object_name=pack) from None
+        for entry in entries:
+            start = entry.offset - first.offset
+            yield entry, reader.open(entry, data[start : start + entry.stored_size])
+
+    def _pack(self, name: str) -> PackReader:
+        reader = self._packs.get(name)
+        if reader is None:
+            reader = self._packs[name] = PackReader.of(self._store, self._keys, name)
+        return reader
+
+
+def spans(locations: Sequence[Location]) -> Iterator[tuple[str, list[PackEntry]]]:
+    """Group locations into range reads: same pack, small gaps, bounded size, each content once."""
+    pack, entries = "", list[PackEntry]()
+    for location in sorted(locations, key=lambda place: (place.pack, place.entry.offset)):
+        entry = location.entry
+        if entries and entries[-1].offset == entry.offset and location.pack == pack:
+            continue
+        end = entries[-1].offset + entries[-1].stored_size if entries else 0
+        fits = entries and entry.offset - end <= _GAP and entry.offset + entry.stored_size - entries[0].offset <= _SPAN
+        if entries and not (location.pack == pack and fits):
+            yield pack, entries
+            entries = []
+        pack = location.pack
+        entries.append(entry)
+    if entries:
+        yield pack, entries
+
+
+def adopt_orphans(store: Store, keys: KeyRing, index: Index) -> int:
+    """Bring packs that no index covers (their writer was killed) into the index; returns how many there were."""
+    known = index.known_packs()
+    orphans = [info.name for info in store.list("packs/") if info.name not in known]
+    tables = [(name, read_pack_table(store, keys, name)) for name in orphans]
+    if tables:
+        index.adopt(write_index(store, keys, tables))
+    return len(tables)

@@ -1,0 +1,136 @@
+"""Leases: a writer's time-limited claim on a resource, so that two jobs do not do the same work at once.
+
+A lease is a record ``leases/<UTC time>-<random>.<renewal>``. To take one, a writer creates its own and then looks: it
+gives way to any live lease on the same resource that sorts before its own. Both of two racing writers create before
+they look, so at least one of them sees the other, and exactly one sorts first. A lease is dead when its time is over,
+or when its process on this machine is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import threading
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+
+from pgkeep.errors import BusyError, DamageError, PgkeepError
+from pgkeep.repository.records import read_record, write_record
+from pgkeep.repository.store import ObjectMissing, Store
+from pgkeep.units import format_time, utc_now
+
+__all__ = ["Lease"]
+
+_LIFETIME = timedelta(minutes=5)
+"""How long a lease holds without renewal: a writer on another machine is given up for dead after it."""
+
+
+class Lease:
+    """A claim on ``resource``, renewed in the background while held; use as a context manager.
+
+    ``took_over`` is true when a dead writer's lease was found and removed: it may have left packs that no index covers.
+    Raises BusyError, naming who holds it, where another live writer does.
+    """
+
+    def __init__(self, store: Store, resource: str) -> None:
+        self._store = store
+        self._resource = resource
+        self._id = f"{utc_now():%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(4)}"
+        self._renewal = 0
+        self._stop = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self.took_over = False
+
+    def __enter__(self) -> Lease:
+        self._write()
+        try:
+            self._give_way()
+        except BaseException:
+            self._store.delete(self._name)
+            raise
+        self._renewer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._renewer.join()
+        with contextlib.suppress(PgkeepError):
+            # a store that fails now keeps a lease that dies by itself
+            self._store.delete(self._name)
+
+    @property
+    def _name(self) -> str:
+        return f"leases/{self._id}.{self._renewal}"
+
+    def _write(self) -> None:
+        fields = {
+            "resource": self._resource,
+            "host": socket.gethostname(),
+            "boot": _boot_id(),
+            "pid": os.getpid(),
+            "process_start": _process_start(os.getpid()),
+            "writer": self._store.writer,
+            "expires": (utc_now() + _LIFETIME).isoformat(),
+        }
+        write_record(self._store, self._name, fields)
+
+    def _give_way(self) -> None:
+        for info in list(self._store.list("leases/")):
+            if info.name == self._name:
+                continue
+            try:
+                fields = read_record(self._store, info.name)
+            except ObjectMissing:
+                continue
+            except DamageError:
+                if utc_now() - info.modified > _LIFETIME:
+                    self._store.delete(info.name)
+                continue
+            if not _is_alive(fields):
+                self._store.delete(info.name)
+                self._store.discard_leftovers(str(fields["writer"]))
+                self.took_over = True
+            elif fields["resource"] == self._resource and info.name < self._name:
+                raise BusyError(
+                    f"another job holds {self._resource}: process {fields['pid']} on {fields['host']}",
+                    hint="wait for it to end, or stop it; a job that died is passed over by itself, on this machine at"
+                    f" once, from another after {format_time(datetime.fromisoformat(str(fields['expires'])))}",
+                )
+
+    def _renew(self) -> None:
+        while not self._stop.wait(_LIFETIME.total_seconds() / 5):
+            with contextlib.suppress(PgkeepError):
+                # four more tries before the lease runs out
+                old = self._name
+                self._renewal += 1
+                self._write()
+                self._store.delete(old)
+
+
+def _is_alive(fields: dict[str, object]) -> bool:
+    if utc_now() > datetime.fromisoformat(str(fields["expires"])):
+        return False
+    if fields["boot"] != _boot_id():
+        return True
+    return _process_start(int(str(fields["pid"]))) == fields["process_start"]
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"unknown-{socket.gethostname()}"
+
+
+def _process_start(pid: int) -> int | None:
+    """Clock ticks from boot to the start of a process (proc(5), stat, field 22), or None where there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])

@@ -1,0 +1,165 @@
+"""The manifest: the root of a backup. A backup exists if and only if its manifest object does.
+
+A sealed object ``clusters/<system identifier>/backups/<id>``; its plain text is the MessagePack of `Manifest`, a map
+with the field names below, so that a later version can add fields.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+
+from pgkeep.errors import DamageError, NotFoundError
+from pgkeep.repository.crypto import KeyRing
+from pgkeep.repository.maps import Directory
+from pgkeep.repository.sealed import ObjectType, read_sealed, write_sealed
+from pgkeep.repository.store import Store
+
+__all__ = ["BackupName", "Catalog", "DamagedPage", "Manifest", "Tablespace", "WalRange", "new_backup_id"]
+
+
+class Tablespace(msgspec.Struct, frozen=True):
+    """A tablespace other than pg_default and pg_global: where it was, and how many bytes it held."""
+
+    oid: int
+    location: bytes
+    size: int
+
+
+class WalRange(msgspec.Struct, frozen=True):
+    """WAL that a backup needs to become consistent: ``[start, stop)`` on one timeline; ``segments`` objects hold it."""
+
+    timeline: int
+    start_lsn: int
+    stop_lsn: int
+    segment_size: int
+    segments: list[str]
+    stored_size: int
+
+
+class DamagedPage(msgspec.Struct, frozen=True):
+    """A page whose checksum was wrong on the server when it was read."""
+
+    path: bytes
+    block: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a restore needs to know of a backup. Sizes in bytes, LSNs as numbers, times in UTC.
+
+    ``logical_size`` is what the files hold, ``stored_size`` what a restore reads of them, ``new_size`` what this backup
+    added to the repository.
+    """
+
+    id: str
+    cluster: str
+    label: str
+    mode: str
+    system_identifier: int
+    server_version: int
+    from_standby: bool
+    started: datetime
+    finished: datetime
+    timeline: int
+    start_lsn: int
+    stop_lsn: int
+    block_size: int
+    segment_blocks: int
+    data_checksums: bool
+    backup_label: bytes
+    tablespace_map: bytes
+    tablespaces: list[Tablespace]
+    directories: list[Directory]
+    wal: WalRange
+    logical_size: int
+    stored_size: int
+    new_size: int
+    files: int
+    damaged_pages: list[DamagedPage] = []
+    writer: str = ""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Manifest)
+
+
+def new_backup_id(moment: datetime) -> str:
+    """An id that sorts by time: ``20261123T030405Z-1f2e3d4c``."""
+    return f"{moment:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class BackupName:
+    """A backup's id and the cluster it is of; sorts by id, so by time."""
+
+    id: str
+    system_identifier: int
+
+    @property
+    def object_name(self) -> str:
+        """The name of its manifest object."""
+        return f"clusters/{self.system_identifier}/backups/{self.id}"
+
+
+class Catalog:
+    """The backups of a repository.
+
+    ``cluster`` is a cluster's name, as its manifests have it; None means all.
+    """
+
+    def __init__(self, store: Store, keys: KeyRing) -> None:
+        self._store = store
+        self._keys = keys
+
+    def names(self) -> list[BackupName]:
+        """All backups, oldest first; reads no manifest."""
+        return sorted(
+            BackupName(info.name.rpartition("/")[2], int(cluster))
+            for cluster in self._store.folders("clusters/")
+            for info in self._store.list(f"clusters/{cluster}/backups/")
+        )
+
+    def find(self, reference: str, cluster: str | None = None) -> Manifest:
+        """The backup that ``latest``, an id, or an unambiguous beginning of one means.
+
+        Raises NotFoundError, DamageError.
+        """
+        names = self.names()
+        if reference == "latest":
+            for name in reversed(names):
+                manifest = self.read(name)
+                if cluster in {None, manifest.cluster}:
+                    return manifest
+            what = "no backup" if cluster is None else f"no backup of cluster {cluster}"
+            raise NotFoundError(f"there is {what} in {self._store.url} yet", hint="pgkeep backup takes one")
+        matches = [name for name in names if name.id.startswith(reference)]
+        if len(matches) == 1:
+            return self.read(matches[0])
+        what = f"{len(matches)} backups have" if matches else "no backup has"
+        raise NotFoundError(
+            f"{what} an id that begins with {reference!r} in {self._store.url}", hint="pgkeep list shows them"
+        )
+
+    def read(self, name: BackupName) -> Manifest:
+        """A backup's manifest. Raises ObjectMissing, DamageError."""
+        plain = read_sealed(self._store, self._keys, name.object_name, ObjectType.MANIFEST)
+        try:
+            return _decoder.decode(plain)
+        except msgspec.MsgspecError as error:
+            raise DamageError(f"{name.object_name} cannot be read: {error}", object_name=name.object_name) from None
+
+    def read_all(self, cluster: str | None = None) -> Iterator[Manifest]:
+        """All manifests, oldest first."""
+        for name in self.names():
+            manifest = self.read(name)
+            if cluster in {None, manifest.cluster}:
+                yield manifest
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make a backup exist. All that it names must be durable already."""
+        name = BackupName(manifest.id, manifest.system_identifier).object_name
+        write_sealed(self._store, self._keys, name, ObjectType.MANIFEST, _encoder.encode(manifest))

@@ -1,0 +1,179 @@
+"""Packs: objects of many contents, sealed one by one, so that any of them can be read alone.
+
+.. code-block:: text
+
+    header   44 bytes   magic "pgkeepP1" · kind u8 · suite u8 · key mode u8 · reserved u8 · salt (32)
+    content             sealed bytes, one after the other
+    table               sealed: one 48-byte entry a content: id (32) · offset u32 · stored u32 · plain u32 · codec u32
+    footer   16 bytes   stored length of the table u32 · number of entries u32 · magic "pgkeepPE"
+
+A pack is named by the SHA-256 of its bytes: anyone can scrub or mirror it without a key. Its key is derived from its
+salt, and the nonce of a content (and of the table) is its offset in the pack as 96 bits, so no pair is ever used
+twice and nothing can be moved. The associated data binds the family, the kind, the id, the plain size and the codec.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from pgkeep.errors import DamageError
+from pgkeep.repository.codec import Codec, decompress
+from pgkeep.repository.crypto import ID_SIZE, SALT_SIZE, KeyRing, Sealer, Suite
+from pgkeep.repository.store import Buffer, Store
+
+__all__ = ["MAX_CONTENT_SIZE", "PackBuilder", "PackEntry", "PackKind", "PackReader", "pack_name", "read_pack_table"]
+
+_MAGIC = b"pgkeepP1"
+_END_MAGIC = b"pgkeepPE"
+_HEADER = struct.Struct("<8sBBBB32s")
+_ENTRY = struct.Struct("<32sIIII")
+_FOOTER = struct.Struct("<II8s")
+_TABLE_ID = bytes(ID_SIZE)
+
+MAX_CONTENT_SIZE = 64 << 20
+"""No content is larger: it bounds what a reader must hold, and offsets stay within 32 bits."""
+
+
+class PackKind(IntEnum):
+    """Data packs hold the cluster's bytes and may go to cold storage; meta packs hold maps and listings."""
+
+    DATA = 1
+    META = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PackEntry:
+    """Where a content lies in its pack; sizes and offset in bytes."""
+
+    id: bytes
+    offset: int
+    stored_size: int
+    plain_size: int
+    codec: Codec
+
+
+def pack_name(kind: PackKind, digest: str) -> str:
+    """The object's name of a pack whose bytes hash to ``digest`` (hex)."""
+    return f"packs/{kind.name.lower()}/{digest[:2]}/{digest}"
+
+
+class PackBuilder:
+    """A pack that grows in memory until `finish`. Not safe for threads: its owner holds a lock."""
+
+    def __init__(self, keys: KeyRing, kind: PackKind) -> None:
+        self.kind = kind
+        self._keys = keys
+        salt = os.urandom(SALT_SIZE)
+        self._sealer = _sealer(keys, kind, salt)
+        header = _HEADER.pack(_MAGIC, kind, keys.suite, 0, 0, salt)
+        self._parts: list[bytes] = [header]
+        self._entries: list[PackEntry] = []
+        self.size = len(header)
+
+    @property
+    def entries(self) -> list[PackEntry]:
+        """What the pack holds, in order of offset."""
+        return self._entries
+
+    def add(self, content_id: bytes, compressed: Buffer, plain_size: int, codec: Codec) -> PackEntry:
+        """Seal a content at the pack's end."""
+        sealed = self._sealer.seal(
+            _nonce(self.size), compressed, _associated(self._keys, self.kind, content_id, plain_size, codec)
+        )
+        entry = PackEntry(content_id, self.size, len(sealed), plain_size, codec)
+        self._entries.append(entry)
+        self._parts.append(sealed)
+        self.size += len(sealed)
+        return entry
+
+    def finish(self) -> tuple[str, list[bytes]]:
+        """The pack's name and its bytes in parts."""
+        table = b"".join(
+            _ENTRY.pack(entry.id, entry.offset, entry.stored_size, entry.plain_size, entry.codec)
+            for entry in self._entries
+        )
+        associated = _associated(self._keys, self.kind, _TABLE_ID, len(table), Codec.RAW)
+        sealed = self._sealer.seal(_nonce(self.size), table, associated)
+        parts = [*self._parts, sealed, _FOOTER.pack(len(sealed), len(self._entries), _END_MAGIC)]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        return pack_name(self.kind, digest.hexdigest()), parts
+
+
+class PackReader:
+    """Opens contents of one pack, given its bytes; safe for threads."""
+
+    def __init__(self, keys: KeyRing, name: str, header: bytes) -> None:
+        self._keys = keys
+        self._name = name
+        self._kind, salt = _read_header(name, header, keys.suite)
+        self._sealer = _sealer(keys, self._kind, salt)
+
+    @classmethod
+    def of(cls, store: Store, keys: KeyRing, name: str) -> PackReader:
+        """A reader for a pack in a store. Raises ObjectMissing, DamageError."""
+        return cls(keys, name, store.get(name, 0, _HEADER.size))
+
+    def open(self, entry: PackEntry, sealed: Buffer) -> bytes:
+        """The plain bytes of a content, checked against its id. Raises DamageError naming the pack."""
+        associated = _associated(self._keys, self._kind, entry.id, entry.plain_size, entry.codec)
+        try:
+            compressed = self._sealer.open(_nonce(entry.offset), sealed, associated)
+            plain = decompress(compressed, entry.codec, entry.plain_size)
+        except DamageError as error:
+            raise _damaged(self._name, f"{error} (at byte {entry.offset})") from None
+        if len(plain) != entry.plain_size or self._keys.content_id(plain) != entry.id:
+            raise _damaged(self._name, f"the content at byte {entry.offset} is not what its id names")
+        return plain
+
+
+def read_pack_table(store: Store, keys: KeyRing, name: str) -> list[PackEntry]:
+    """What a pack says of itself. Raises ObjectMissing, DamageError."""
+    size = store.info(name).size
+    if size < _HEADER.size + _FOOTER.size:
+        raise _damaged(name, "it is cut off")
+    kind, salt = _read_header(name, store.get(name, 0, _HEADER.size), keys.suite)
+    sealed_size, count, magic = _FOOTER.unpack(store.get(name, size - _FOOTER.size, _FOOTER.size))
+    offset = size - _FOOTER.size - sealed_size
+    if magic != _END_MAGIC or offset < _HEADER.size:
+        raise _damaged(name, "it is cut off")
+    associated = _associated(keys, kind, _TABLE_ID, count * _ENTRY.size, Codec.RAW)
+    try:
+        table = _sealer(keys, kind, salt).open(_nonce(offset), store.get(name, offset, sealed_size), associated)
+    except DamageError as error:
+        raise _damaged(name, f"in its table, {error}") from None
+    return [
+        PackEntry(content_id, start, stored, plain, Codec(codec))
+        for content_id, start, stored, plain, codec in _ENTRY.iter_unpack(table)
+    ]
+
+
+def _sealer(keys: KeyRing, kind: PackKind, salt: bytes) -> Sealer:
+    return keys.sealer(salt, f"pack {kind.name.lower()}")
+
+
+def _read_header(name: str, header: bytes, suite: Suite) -> tuple[PackKind, bytes]:
+    try:
+        magic, kind, stored_suite, key_mode, reserved, salt = _HEADER.unpack(header)
+        if magic != _MAGIC or stored_suite != suite or key_mode != 0 or reserved != 0:
+            raise ValueError
+        return PackKind(kind), salt
+    except (struct.error, ValueError):
+        raise _damaged(name, "it has no header of a pack") from None
+
+
+def _nonce(offset: int) -> bytes:
+    return offset.to_bytes(12, "little")
+
+
+def _associated(keys: KeyRing, kind: PackKind, content_id: bytes, plain_size: int, codec: Codec) -> bytes:
+    return b"".join((b"pgkeep/1 pack", keys.family, content_id, struct.pack("<BIB", kind, plain_size, codec)))
+
+
+def _damaged(name: str, what: str) -> DamageError:
+    return DamageError(f"{name} is damaged: {what}", object_name=name)

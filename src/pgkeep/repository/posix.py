@@ -1,0 +1,224 @@
+"""A store on a POSIX file system.
+
+An object is written under ``tmp/``, fsynced, then linked to its name: ``link(2)`` fails where the name is taken, so
+nothing is ever replaced, and a crash leaves at worst a file under ``tmp/``, which collection finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+from pgkeep.errors import StoreError
+from pgkeep.repository.store import Buffer, ObjectExists, ObjectInfo, ObjectMissing, check_name
+
+__all__ = ["PosixStore"]
+
+_IOV_MAX = 512
+"""Parts handed to one writev(2); Linux takes at most 1024 (IOV_MAX)."""
+
+
+class PosixStore:
+    """Objects as files below one directory; see `pgkeep.repository.store.Store`."""
+
+    def __init__(self, root: str | Path) -> None:
+        self._root = Path(root)
+        self._known_directories: set[Path] = set()
+        self._writer = secrets.token_hex(8)
+
+    @property
+    def url(self) -> str:
+        """The store's address."""
+        return "file://" + quote(str(self._root))
+
+    @property
+    def root(self) -> Path:
+        """The directory that holds the objects."""
+        return self._root
+
+    @property
+    def writer(self) -> str:
+        """See `Store.writer`."""
+        return self._writer
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> None:
+        """See `Store.put`."""
+        path = self._path(name)
+        temporary = self._root / "tmp" / f"{self._writer}-{secrets.token_hex(8)}"
+        with self._errors("write", name):
+            self._make_directory(temporary.parent)
+            self._make_directory(path.parent)
+            try:
+                self._write(temporary, parts)
+                os.link(temporary, path)
+            except FileExistsError:
+                raise ObjectExists(f"{name} is in {self.url} already") from None
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+            _fsync_directory(path.parent)
+
+    def get(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """See `Store.get`."""
+        with self._errors("read", name):
+            descriptor = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                wanted = os.fstat(descriptor).st_size - start if length is None else length
+                data = os.pread(descriptor, max(wanted, 0), start)
+                if len(data) < wanted:
+                    # read(2) moves at most 2 GiB - 4 KiB at once and may stop at a signal
+                    pieces = [data]
+                    while data:
+                        start, wanted = start + len(data), wanted - len(data)
+                        data = os.pread(descriptor, wanted, start) if wanted > 0 else b""
+                        pieces.append(data)
+                    data = b"".join(pieces)
+                return data
+            finally:
+                os.close(descriptor)
+
+    def read_mapped(self, name: str) -> Buffer:
+        """See `Store.read_mapped`."""
+        with self._errors("read", name), self._path(name).open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return b""
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def info(self, name: str) -> ObjectInfo:
+        """See `Store.info`."""
+        with self._errors("read", name):
+            return _info(name, self._path(name).stat())
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `Store.list`."""
+        directory = self._root / check_name(prefix.rstrip("/")) if prefix else self._root
+        with self._errors("list", prefix or "the repository"):
+            yield from self._walk(directory, prefix)
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """See `Store.folders`."""
+        with self._errors("list", prefix):
+            try:
+                entries = os.scandir(self._path(prefix.rstrip("/")))
+            except FileNotFoundError:
+                return []
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+
+    def delete(self, name: str) -> None:
+        """See `Store.delete`."""
+        with self._errors("delete", name), contextlib.suppress(FileNotFoundError):
+            self._path(name).unlink()
+            _fsync_directory(self._path(name).parent)
+
+    def discard_leftovers(self, writer: str) -> None:
+        """See `Store.discard_leftovers`."""
+        with self._errors("clean", "tmp"):
+            for path in (self._root / "tmp").glob(f"{writer}-*"):
+                path.unlink(missing_ok=True)
+
+    def leftovers(self) -> int:
+        """See `Store.leftovers`."""
+        with self._errors("list", "tmp"):
+            return sum(path.stat().st_size for path in (self._root / "tmp").glob("*"))
+
+    def free_bytes(self) -> int | None:
+        """See `Store.free_bytes`; what an ordinary user may still write."""
+        directory = self._root
+        while not directory.exists():
+            directory = directory.parent
+        with self._errors("measure", "the repository"):
+            status = os.statvfs(directory)
+        return status.f_bavail * status.f_frsize
+
+    def _path(self, name: str) -> Path:
+        return self._root / check_name(name)
+
+    def _walk(self, directory: Path, prefix: str) -> Iterator[ObjectInfo]:
+        try:
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            if not prefix and entry.name == "tmp":
+                continue
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(directory / entry.name, name + "/")
+            else:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                yield _info(check_name(name), status)
+
+    def _write(self, path: Path, parts: Sequence[Buffer]) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o440)
+        try:
+            for first in range(0, len(parts), _IOV_MAX):
+                _write_all(descriptor, parts[first : first + _IOV_MAX])
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _make_directory(self, directory: Path) -> None:
+        if directory in self._known_directories:
+            return
+        missing = []
+        while not directory.is_dir():
+            missing.append(directory)
+            directory = directory.parent
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o750)
+            _fsync_directory(path.parent)
+            self._known_directories.add(path)
+
+    @contextlib.contextmanager
+    def _errors(self, verb: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise ObjectMissing(f"{name} is not in {self.url}") from None
+        except OSError as error:
+            raise StoreError(
+                f"cannot {verb} {name} in {self.url}: {error.strerror}", hint=_hint(error, self._root)
+            ) from error
+
+
+def _write_all(descriptor: int, parts: Sequence[Buffer]) -> None:
+    views = [memoryview(part) for part in parts]
+    while views:
+        written = os.writev(descriptor, views)
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if views and written:
+            views[0] = views[0][written:]
+
+
+def _hint(error: OSError, root: Path) -> str | None:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"free room on the file system of {root} (df -h {root}), or give the repository another place"
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return f"run as the user that owns {root}, or give this user the right to write there (ls -ld {root})"
+    if error.errno == errno.ENOTSUP:
+        return "the repository needs a file system with hard links"
+    return None
+
+
+def _info(name: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(name, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

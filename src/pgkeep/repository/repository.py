@@ -1,0 +1,199 @@
+"""A repository: a store, its parameters and its keys, opened."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+from dataclasses import asdict
+
+from pgkeep.errors import DamageError, KeyFailure, RepositoryError
+from pgkeep.repository.contents import ContentReader, ContentWriter, Parameters, adopt_orphans
+from pgkeep.repository.crypto import KeyRing, Suite
+from pgkeep.repository.index import Index, write_index
+from pgkeep.repository.keys import KeyFile, Secret, add_slot, unwrap_root_key
+from pgkeep.repository.leases import Lease
+from pgkeep.repository.manifests import Catalog
+from pgkeep.repository.packs import read_pack_table
+from pgkeep.repository.records import read_record, write_record
+from pgkeep.repository.store import ObjectMissing, Store
+from pgkeep.repository.wal_objects import WalArchive
+from pgkeep.units import utc_now
+
+__all__ = ["FORMAT", "ROOT_NAME", "Repository", "exists"]
+
+FORMAT = 1
+ROOT_NAME = "pgkeep.json"
+
+
+def exists(store: Store) -> bool:
+    """Whether there is a repository at the store."""
+    try:
+        store.info(ROOT_NAME)
+    except ObjectMissing:
+        return False
+    return True
+
+
+class Repository:
+    """A repository that is open: the way to its contents, backups and WAL."""
+
+    def __init__(self, store: Store, keys: KeyRing, identity: str, parameters: Parameters) -> None:
+        self.store = store
+        self.keys = keys
+        self.id = identity
+        self.parameters = parameters
+        self._index: Index | None = None
+
+    @classmethod
+    def create(cls, store: Store, secret: Secret | None, parameters: Parameters | None = None) -> Repository:
+        """Create a repository; ``secret`` opens it, None means that its owner chose no encryption.
+
+        Raises RepositoryError where the place is not empty, StoreError.
+        """
+        if next(iter(store.list("")), None) is not None:
+            what = "there is a repository already" if exists(store) else "the place is not empty"
+            raise RepositoryError(f"cannot create a repository at {store.url}: {what}", hint="name an empty place")
+        family = secrets.token_bytes(16)
+        keys = KeyRing.unencrypted(family)
+        if secret is not None:
+            keys = KeyRing(Suite.AES_256_GCM, secrets.token_bytes(32), family)
+            add_slot(store, family, keys.root_key, secret)
+        parameters = parameters or Parameters()
+        fields: dict[str, object] = {
+            "format": FORMAT,
+            "id": secrets.token_hex(16),
+            "family": family.hex(),
+            "created": utc_now().isoformat(timespec="seconds"),
+            "encryption": _encryption(keys),
+            "parameters": asdict(parameters),
+            "required_features": [],
+        }
+        write_record(store, ROOT_NAME, {**fields, "seal": _seal(keys, fields)})
+        return cls(store, keys, str(fields["id"]), parameters)
+
+    @classmethod
+    def open(cls, store: Store, secret: Secret | None) -> Repository:
+        """Open a repository.
+
+        Raises RepositoryError where there is none, or one of a format that this version does not know; KeyFailure where
+        the key is missing or wrong; DamageError where its root record is not what was written.
+        """
+        fields = _read_root(store)
+        family = bytes.fromhex(str(fields["family"]))
+        if fields["encryption"] == "none":
+            if secret is not None:
+                raise KeyFailure(
+                    f"the repository at {store.url} is not encrypted, and the configuration names a key for it",
+                    hint='if that is what you want, say so with key = "none"; if not, this is not your repository',
+                )
+            keys = KeyRing.unencrypted(family)
+        elif secret is None:
+            raise KeyFailure(
+                f"the repository at {store.url} is encrypted, and no key is configured",
+                hint='name it with key = "file:/path" or key = "passphrase-file:/path"',
+            )
+        else:
+            keys = KeyRing(Suite.AES_256_GCM, unwrap_root_key(store, family, secret), family)
+        seal = fields.pop("seal")
+        if not hmac.compare_digest(str(seal), _seal(keys, fields)):
+            raise DamageError(
+                f"{ROOT_NAME} was not written with this repository's key",
+                object_name=ROOT_NAME,
+                hint="someone changed the repository's parameters; bring the object back from a copy",
+            )
+        parameters = fields["parameters"]
+        assert isinstance(parameters, dict)
+        return cls(store, keys, str(fields["id"]), Parameters(**parameters))
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether what is stored can be read without the key."""
+        return self.keys.suite is not Suite.NONE
+
+    @property
+    def format(self) -> int:
+        """The number of the repository's format."""
+        return FORMAT
+
+    @property
+    def index(self) -> Index:
+        """The index, opened at first use."""
+        if self._index is None:
+            self._index = Index(self.store, self.keys)
+        return self._index
+
+    def add_recovery_key(self) -> str:
+        """Add a key slot for a new recovery key and return its printed form: the only time that it can be seen."""
+        key = KeyFile(secrets.token_bytes(32))
+        add_slot(self.store, self.keys.family, self.keys.root_key, key)
+        return key.text()
+
+    @property
+    def catalog(self) -> Catalog:
+        """The backups."""
+        return Catalog(self.store, self.keys)
+
+    def wal(self, system_identifier: int) -> WalArchive:
+        """The WAL of a cluster."""
+        return WalArchive(self.store, self.keys, system_identifier)
+
+    def clusters(self) -> list[int]:
+        """System identifiers of the clusters that have a backup or WAL here."""
+        return [int(name) for name in self.store.folders("clusters/")]
+
+    def reader(self) -> ContentReader:
+        """A reader of contents."""
+        return ContentReader(self.store, self.keys, self.index)
+
+    def writer(self) -> ContentWriter:
+        """A writer of contents."""
+        return ContentWriter(self.store, self.keys, self.index, self.parameters)
+
+    def lease(self, resource: str) -> Lease:
+        """A claim on a resource; see `Lease`."""
+        return Lease(self.store, resource)
+
+    def adopt_orphans(self) -> int:
+        """Bring packs of a writer that was killed into the index; returns how many there were."""
+        return adopt_orphans(self.store, self.keys, self.index)
+
+    def reindex(self) -> int:
+        """Make the whole index again from what the packs say of themselves; returns the number of packs."""
+        tables = [(info.name, read_pack_table(self.store, self.keys, info.name)) for info in self.store.list("packs/")]
+        old = [info.name for info in self.store.list("index/")]
+        new = write_index(self.store, self.keys, tables)
+        for name in old:
+            if name != new:
+                self.store.delete(name)
+        self._index = None
+        return len(tables)
+
+
+def _read_root(store: Store) -> dict[str, object]:
+    try:
+        fields = read_record(store, ROOT_NAME)
+    except ObjectMissing:
+        raise RepositoryError(
+            f"{store.url} is not a pgkeep repository",
+            hint="check the address (url = …), or create one with: pgkeep init",
+        ) from None
+    unknown = fields.get("required_features")
+    if fields.get("format") != FORMAT or unknown != []:
+        what = f"format {fields.get('format')}" if fields.get("format") != FORMAT else f"features {unknown}"
+        raise RepositoryError(
+            f"the repository at {store.url} has {what}; this pgkeep knows format {FORMAT}",
+            hint="install a newer pgkeep",
+        )
+    return fields
+
+
+def _encryption(keys: KeyRing) -> str:
+    return "none" if keys.suite is Suite.NONE else "aes-256-gcm"
+
+
+def _seal(keys: KeyRing, fields: dict[str, object]) -> str:
+    """A MAC under the root key, so that nobody can turn encryption off or change parameters without it."""
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+    return hmac.digest(keys.derive(keys.family, "root record"), canonical, hashlib.sha256).hex()

@@ -1,0 +1,100 @@
+"""Walking a backup's tree: its directories and files, and the bytes of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pgkeep.errors import DamageError
+from pgkeep.repository.contents import ContentReader
+from pgkeep.repository.manifests import Manifest
+from pgkeep.repository.maps import Directory, Extent, FileEntry, decode_extents, decode_listing
+
+__all__ = ["BackupFile", "BackupTree"]
+
+
+@dataclass(frozen=True, slots=True)
+class BackupFile:
+    """A file of a backup, with its path from the data directory."""
+
+    path: bytes
+    entry: FileEntry
+
+    @property
+    def shown_path(self) -> str:
+        """The path for messages."""
+        return self.path.decode("utf-8", "backslashreplace")
+
+
+class BackupTree:
+    """The files of a backup; memory holds one listing at a time."""
+
+    def __init__(self, manifest: Manifest, reader: ContentReader) -> None:
+        self.manifest = manifest
+        self._reader = reader
+
+    def directories(self) -> list[Directory]:
+        """All directories, sorted by path."""
+        return self.manifest.directories
+
+    def files(self) -> Iterator[BackupFile]:
+        """All files, directory by directory. Raises DamageError naming the directory whose listing is damaged."""
+        for directory in self.manifest.directories:
+            yield from self.files_of(directory)
+
+    def files_of(self, directory: Directory) -> Iterator[BackupFile]:
+        """The files of one directory, sorted by name."""
+        prefix = directory.path + b"/" if directory.path else b""
+        for listing in directory.listings:
+            with naming(prefix.decode("utf-8", "backslashreplace") or "the data directory"):
+                entries = decode_listing(self._reader.get(listing))
+            for entry in entries:
+                yield BackupFile(prefix + entry.name, entry)
+
+    def extents(self, file: BackupFile) -> list[Extent]:
+        """A file's page map. Raises DamageError naming the file."""
+        entry = file.entry
+        with naming(file.shown_path):
+            if entry.map_id is not None:
+                return decode_extents(self._reader.get(entry.map_id))
+            return decode_extents(entry.extents or b"")
+
+    def read(self, file: BackupFile) -> Iterator[bytes]:
+        """A file's bytes in order, in pieces; zeros where its map has none. Raises DamageError naming the file."""
+        if file.entry.inline is not None:
+            yield file.entry.inline
+            return
+        page_size, size, position = self.manifest.block_size, file.entry.size, 0
+        for extent in self.extents(file):
+            start = extent.first_page * page_size
+            yield from _zeros(start - position)
+            with naming(file.shown_path):
+                content = self._reader.get(extent.id)
+            first = extent.content_page * page_size
+            piece = content[first : first + min(extent.pages * page_size, size - start)]
+            yield piece
+            position = start + len(piece)
+        yield from _zeros(size - position)
+
+
+class naming:  # noqa: N801 - reads as a verb, like contextlib.suppress
+    """Names the cluster's file in a DamageError that passes; a context manager."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DamageError) and error.path is None:
+            raise DamageError(
+                f"{self._path} cannot be read: {error}", hint=error.hint, object_name=error.object_name, path=self._path
+            ) from None
+
+
+def _zeros(size: int) -> Iterator[bytes]:
+    while size > 0:
+        piece = min(size, 1 << 20)
+        yield bytes(piece)
+        size -= piece

@@ -1,0 +1,96 @@
+"""WAL in the repository: one sealed object a segment, created once.
+
+``clusters/<system identifier>/wal/<timeline, 8 hex digits>/<segment name>``. Bytes of a segment that is not complete
+are a *piece* beside it: ``<segment name>.<first byte, 8 hex digits>-<end, 8 hex digits>``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pgkeep.errors import StoreError
+from pgkeep.repository.crypto import KeyRing
+from pgkeep.repository.sealed import ObjectSealer, ObjectType, open_parts, read_sealed, stream_sealed
+from pgkeep.repository.store import Buffer, ObjectExists, Store
+
+__all__ = ["DifferentWalError", "WalArchive", "piece_name", "split_piece"]
+
+_LEVEL = 1
+"""zstd's level for WAL: it must keep up with the server, and full-page images compress well at any level."""
+
+_PIECE = re.compile(r"([0-9A-F]{24})\.([0-9a-f]{8})-([0-9a-f]{8})")
+
+
+def split_piece(name: str) -> tuple[str, int, int | None]:
+    """Segment, first byte and end of what an object holds; the end of a whole segment or history file is None."""
+    piece = _PIECE.fullmatch(name)
+    return (piece[1], int(piece[2], 16), int(piece[3], 16)) if piece is not None else (name, 0, None)
+
+
+def piece_name(segment: str, start: int, end: int) -> str:
+    """The name of the bytes ``[start, end)`` of a segment."""
+    return f"{segment}.{start:08x}-{end:08x}"
+
+
+class DifferentWalError(StoreError):
+    """The repository holds other bytes under this name: two servers write the same timeline, or one was reset."""
+
+
+class WalArchive:
+    """The WAL of one cluster; safe for threads."""
+
+    def __init__(self, store: Store, keys: KeyRing, system_identifier: int) -> None:
+        self._store = store
+        self._keys = keys
+        self._prefix = f"clusters/{system_identifier}/wal/"
+
+    def object_name(self, name: str) -> str:
+        """The object that holds a segment or a piece."""
+        return f"{self._prefix}{name[:8]}/{name}"
+
+    def sealer(self, name: str) -> ObjectSealer:
+        """Takes the bytes of a segment or piece as they come; `keep` makes them durable."""
+        return ObjectSealer(self._keys, self.object_name(name), ObjectType.WAL, level=_LEVEL)
+
+    def keep(self, sealer: ObjectSealer) -> int:
+        """Make a segment durable; returns its stored size.
+
+        The same bytes again are no error. Raises DifferentWalError where the name holds others, and StoreError.
+        """
+        name, parts = sealer.name, sealer.finish()
+        try:
+            self._store.put(name, parts)
+        except ObjectExists:
+            there = read_sealed(self._store, self._keys, name, ObjectType.WAL)
+            if there != open_parts(parts, self._keys, name, ObjectType.WAL):
+                raise DifferentWalError(
+                    f"{name} exists with other content",
+                    hint="another server writes this timeline, or the cluster was made anew: give it its own repository",
+                ) from None
+            return self._store.info(name).size
+        return sum(len(part) for part in parts)
+
+    def unseal(self, sealer: ObjectSealer) -> bytes:
+        """The bytes that a sealer took, for keeping them under another name."""
+        return open_parts(sealer.finish(), self._keys, sealer.name, ObjectType.WAL)
+
+    def put(self, name: str, plain: Buffer) -> int:
+        """`keep` bytes that are all here."""
+        sealer = self.sealer(name)
+        sealer.write(plain)
+        return self.keep(sealer)
+
+    def get(self, name: str) -> bytes:
+        """A segment's or a piece's bytes. Raises ObjectMissing, DamageError."""
+        return read_sealed(self._store, self._keys, self.object_name(name), ObjectType.WAL)
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """`get`, chunk by chunk."""
+        return stream_sealed(self._store, self._keys, self.object_name(name), ObjectType.WAL)
+
+    def names(self, timeline: int | None = None) -> Iterator[tuple[str, int]]:
+        """Names and stored sizes of all WAL, of one timeline or of all."""
+        prefix = self._prefix if timeline is None else f"{self._prefix}{timeline:08X}/"
+        for info in self._store.list(prefix):
+            yield info.name.rpartition("/")[2], info.size

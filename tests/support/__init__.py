@@ -1,0 +1,1 @@
+"""What tests share: servers, and the questions that they ask them."""

@@ -1,0 +1,162 @@
+"""The configuration file: what it may say, who overrides it, and how mistakes are told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pgkeep.config import Config, find_config, load_config, parse_config, search_paths
+from pgkeep.config_writer import CONFIG_HEADING, format_cluster, format_repository
+from pgkeep.errors import ConfigError, NotFoundError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD = """
+[repository.main]
+url = "file:///backups"
+key = "file:/etc/pgkeep/main.key"
+
+[cluster.auth]
+dsn = "host=db user=replication_user"
+repositories = ["main"]
+backup = { jobs = 2, rate = "50MB", label = "nightly" }
+"""
+
+
+def parse(text: str, path: Path) -> Config:
+    return parse_config(text, path / "pgkeep.toml")
+
+
+def mistakes_in(text: str, path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, path)
+    return str(caught.value)
+
+
+def test_a_good_file_becomes_settings(tmp_path: Path) -> None:
+    config = parse(GOOD, tmp_path)
+    cluster = config.cluster()
+    assert (cluster.name, cluster.repositories) == ("auth", ("main",))
+    assert (cluster.backup.jobs, cluster.backup.rate, cluster.backup.mode) == (2, 50 << 20, "auto")
+    assert [str(repository.key) for repository in config.repositories_of(cluster)] == ["file:/etc/pgkeep/main.key"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("dsn =", "dns ="), "[cluster.auth] dns is not a setting (nearest: dsn;"),
+        (("jobs", "jbos"), "[cluster.auth] backup.jbos is not a setting (nearest: jobs;"),
+        (("[repository.", "[repositories."), "'repositories' is not a setting (nearest: repository;"),
+        (('["main"]', '["mian"]'), "[cluster.auth] repositories names 'mian', which is not there (nearest: main;"),
+        (("key = ", "# key ="), "[repository.main] key is missing"),
+        (("file:/etc", "vault:/etc"), 'is none of "file:/path"'),
+        (("file:///backups", "s3://backups"), "a kind that this version does not know"),
+        (("file:///backups", "file://backups"), "needs an absolute path"),
+        (("jobs = 2", "jobs = 0"), "[cluster.auth] backup.jobs: input should be greater than or equal to 1"),
+        (("jobs = 2", 'jobs = "2"'), "[cluster.auth] backup.jobs: input should be a valid integer"),
+        (("50MB", "fast"), "not a size: 'fast'"),
+        (("50MB", "1kB"), "[cluster.auth] backup.rate: input should be greater than or equal to 32768"),
+        (("host=db", "hots=db"), "because of the option 'hots'"),
+        (("[cluster.auth]", '[cluster."a b"]'), "is not a name"),
+        (("[cluster.auth]", "[cluster]"), "[cluster] dsn is not a table: write [cluster.NAME]"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(change: tuple[str, str], complaint: str, tmp_path: Path) -> None:
+    assert complaint in mistakes_in(GOOD.replace(*change), tmp_path)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = mistakes_in(GOOD.replace("url =", "ulr =").replace("dsn =", "dns ="), tmp_path)
+    assert all(
+        word in text for word in (str(tmp_path / "pgkeep.toml"), "ulr", "url is missing", "dns", "dsn is missing")
+    )
+
+
+def test_a_password_in_a_broken_dsn_is_not_repeated(tmp_path: Path) -> None:
+    assert "geheim" not in mistakes_in(GOOD.replace("host=db", "host=db password=my geheim"), tmp_path)
+
+
+def test_broken_toml_is_told_with_its_line(tmp_path: Path) -> None:
+    assert "line 2" in mistakes_in("\n[cluster\n", tmp_path)
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    text = GOOD.replace("file:///backups", "../store").replace("file:/etc/pgkeep/main.key", "file:main.key")
+    repository = parse(text, tmp_path).repository()
+    assert repository.url == f"file://{tmp_path.parent}/store"
+    assert repository.key.path == tmp_path / "main.key"
+
+
+def test_the_only_repository_need_not_be_named(tmp_path: Path) -> None:
+    text = GOOD.replace('repositories = ["main"]', "")
+    assert parse(text, tmp_path).cluster().repositories == ("main",)
+
+
+def test_of_several_clusters_one_must_be_named(tmp_path: Path) -> None:
+    config = parse(GOOD + '[cluster.b]\ndsn = "host=b"\n', tmp_path)
+    with pytest.raises(ConfigError, match="several clusters") as caught:
+        config.cluster()
+    assert caught.value.hint == "choose one with --cluster: auth, b"
+    assert config.cluster("b").dsn == "host=b"
+    with pytest.raises(NotFoundError, match="'c'"):
+        config.cluster("c")
+
+
+def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
+    (tmp_path / "pgkeep.toml").write_text(GOOD.replace("cluster.auth", "cluster.auth-db"))
+    config = load_config(tmp_path / "pgkeep.toml", {"PGKEEP_CLUSTER_AUTH_DB_DSN": "host=other"})
+    assert config.cluster("auth-db").dsn == "host=other"
+
+
+def test_the_environment_can_be_the_whole_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = {
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "PGKEEP_CLUSTER_MAIN_DSN": "host=db",
+        "PGKEEP_REPOSITORY_MAIN_URL": "/backups",
+        "PGKEEP_REPOSITORY_MAIN_KEY": "none",
+    }
+    config = load_config(None, environment)
+    assert config.repositories_of(config.cluster("main"))[0].url == "file:///backups"
+
+
+def test_a_misspelt_variable_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "pgkeep.toml").write_text(GOOD)
+    with pytest.raises(
+        ConfigError, match=r"PGKEEP_CLUSTER_AUTH_DNS is not a setting \(nearest: PGKEEP_CLUSTER_AUTH_DSN"
+    ):
+        load_config(tmp_path / "pgkeep.toml", {"PGKEEP_CLUSTER_AUTH_DNS": "host=db"})
+
+
+def test_files_are_searched_in_the_documented_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = {"XDG_CONFIG_HOME": str(tmp_path / "home")}
+    here, users, system = search_paths(environment)
+    assert (here, users) == (tmp_path / "pgkeep.toml", tmp_path / "home/pgkeep/pgkeep.toml")
+    assert str(system) == "/etc/pgkeep/pgkeep.toml"
+    users.parent.mkdir(parents=True)
+    users.write_text(GOOD)
+    assert find_config(None, environment) == users
+    here.write_text(GOOD)
+    assert find_config(None, environment) == here
+    assert find_config(None, {**environment, "PGKEEP_CONFIG": "/x/y.toml"}) == users.__class__("/x/y.toml")
+    assert find_config(tmp_path / "z.toml", {"PGKEEP_CONFIG": "/x/y.toml"}) == tmp_path / "z.toml"
+
+
+def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no configuration file"):
+        load_config(tmp_path / "pgkeep.toml", {})
+
+
+def test_what_the_writer_writes_is_read_back(tmp_path: Path) -> None:
+    dsn = "host=db password='a\"b\\\\c' dbname=über"
+    text = (
+        CONFIG_HEADING
+        + format_repository("r-1", "file:///a%20b", "passphrase-file:/x y")
+        + format_cluster("c", dsn, ["r-1"])
+    )
+    config = parse(text, tmp_path)
+    assert config.cluster().dsn == dsn
+    assert (config.repository().url, str(config.repository().key)) == ("file:///a%20b", "passphrase-file:/x y")
