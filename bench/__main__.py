@@ -92,7 +92,7 @@ def choose(server: Server, directory: Path, only: list[str] | None) -> tuple[lis
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which comparisons (default: all)")
-    parser.add_argument("--size", type=parse_size, default="1GiB", help="of the data set (default 1GiB)")
+    parser.add_argument("--size", type=parse_size, default="2GiB", help="of the data set (default 2GiB)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5, help="measured rounds, after one to warm up (default 5)")
     parser.add_argument(

@@ -34,7 +34,7 @@ def main() -> None:
     peaks = [measure(size, options.seed) for size in options.sizes]
     print(write(peaks))
     if any(max(peak.backup, peak.restore) > MEMORY_LIMIT for peak in peaks):
-        sys.exit(f"more than {format_size(MEMORY_LIMIT)} at the peak")
+        sys.exit(f"more than {MEMORY_LIMIT // 10**6} MB at the peak")
 
 
 def measure(size: int, seed: int) -> Peak:
@@ -52,7 +52,7 @@ def write(peaks: list[Peak]) -> str:
     lines = [("data", "backup's peak", "restore's peak"), ("---:", "---:", "---:")]
     lines += [(format_size(peak.data), format_size(peak.backup), format_size(peak.restore)) for peak in peaks]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    text = f"# pgkeep's memory\n\nResident memory at the peak; the limit is {format_size(MEMORY_LIMIT)}.\n\n{table}\n"
+    text = f"# pgkeep's memory\n\nResident memory at the peak; the limit is {MEMORY_LIMIT // 10**6} MB.\n\n{table}\n"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "memory.md").write_text(text)
     (RESULTS / "memory.json").write_text(json.dumps([asdict(peak) for peak in peaks], indent=2) + "\n")

@@ -46,6 +46,10 @@ class _ArchiveReader:
                 self._assembler.end()
                 self._is_file, self._label = False, None
 
+    def finish(self) -> None:
+        """The archive is over. Raises DamageError where it was cut off."""
+        self._tar.finish()
+
     def _begin(self, member: TarMember) -> None:
         path = self._prefix + member.name.removeprefix(b"./").rstrip(b"/")
         if member.type is MemberType.DIRECTORY:
@@ -68,32 +72,39 @@ def receive(backup: BaseBackup, assembler: FileAssembler, check: Callable[[], No
     assembler.directory(b"", 0o700)
     archive: _ArchiveReader | None = None
     manifest: ServerManifestCheck | None = None
-    done = 0
+    received = 0
     for message in backup.messages:
-        kind = message[0]
+        kind, body = message[0], message[1:]
         if kind == MessageKind.DATA:
-            if manifest is not None:
-                manifest.feed(message[1:])
-            elif archive is not None:
-                archive.feed(message[1:])
-                done += len(message) - 1
-        elif kind == MessageKind.PROGRESS:
-            check()
-            progress.advance(done)
-            done = 0
-        elif kind == MessageKind.ARCHIVE:
-            name = bytes(message[1:]).split(b"\0")[0]
-            oid = name.removesuffix(b".tar")
+            (manifest or archive or _nobody).feed(body)
+            received += len(body)
+            continue
+        # between archives, and once a second within them
+        check()
+        progress.advance(received if manifest is None else 0)
+        received = 0
+        if kind in {MessageKind.ARCHIVE, MessageKind.MANIFEST} and archive is not None:
+            archive.finish()
+        if kind == MessageKind.ARCHIVE:
+            oid = bytes(body).split(b"\0")[0].removesuffix(b".tar")
             archive = _ArchiveReader(b"" if oid == b"base" else b"pg_tblspc/" + oid + b"/", assembler, labels)
         elif kind == MessageKind.MANIFEST:
-            progress.advance(done)
-            done = 0
             assembler.drain()
             manifest = ServerManifestCheck(assembler.entry)
-        else:
+        elif kind != MessageKind.PROGRESS:
             raise ServerError(f"the server sent an unknown message ({chr(kind)!r}) in a base backup")
     check()
-    if manifest is None or archive is None:
+    if manifest is None:
         raise ServerError("the server sent no backup_manifest")
     manifest.finish(assembler.files)
     return labels
+
+
+class _Nobody:
+    """Takes data that belong to no archive, which no server sends."""
+
+    def feed(self, _data: memoryview) -> None:
+        raise ServerError("the server sent data before an archive in a base backup")
+
+
+_nobody = _Nobody()

@@ -119,14 +119,12 @@ def _layout(fields: str) -> tuple[struct.Struct, tuple[str, ...]]:
     return struct.Struct(layout), tuple(names)
 
 
-# PG_CONTROL_VERSION -> layout: 1300 is that of PostgreSQL 13 to 17, 1800 that of 18.
+_WAL_LEVEL, _SIGNEDNESS = "checkpoint_wal_level:i ", "default_char_signedness:? "
+# By PG_CONTROL_VERSION: 1300 is that of PostgreSQL 13 to 16, 1700 and 1800 those of 17 and 18.
 _LAYOUTS = {
     1300: _layout(_CONTROL_FILE.format(checkpoint_wal_level="", char_signedness="")),
-    1800: _layout(
-        _CONTROL_FILE.format(
-            checkpoint_wal_level="checkpoint_wal_level:i ", char_signedness="default_char_signedness:? "
-        )
-    ),
+    1700: _layout(_CONTROL_FILE.format(checkpoint_wal_level=_WAL_LEVEL, char_signedness="")),
+    1800: _layout(_CONTROL_FILE.format(checkpoint_wal_level=_WAL_LEVEL, char_signedness=_SIGNEDNESS)),
 }
 _POSITIONS = frozenset({"checkpoint", "redo", "min_recovery_point", "backup_start_point", "backup_end_point"})
 _TIMES = frozenset({"time", "checkpoint_time"})

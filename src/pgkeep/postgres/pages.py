@@ -132,7 +132,7 @@ def _pages(buffer: BytesLike) -> _Words:
 
 
 def _upper(pages: _Words) -> _Words:
-    upper: _Words = pages[:, 3] >> 16
+    upper: _Words = pages[:, 3] >> np.uint32(16)
     return upper
 
 

@@ -21,7 +21,7 @@ from pgkeep.repository.store import ObjectMissing, Store
 __all__ = ["ContentReader", "ContentWriter", "Location", "Parameters", "StoredContent", "adopt_orphans", "spans"]
 
 _INDEX_ENTRIES = 250_000
-"""Entries after which an index object is written: some 50 MB of Python objects, 64 GB of cells of 256 KiB."""
+"""Entries after which an index object is written: some 50 MB of Python objects, 128 GB of cells of 512 KiB."""
 
 _PACKS_IN_FLIGHT = 2
 """Full packs that may wait for the store: they are the largest part of a backup's memory."""
@@ -36,7 +36,7 @@ class Parameters:
     """What a repository was created with; sizes in bytes."""
 
     page_size: int = 8192
-    cell_size: int = 256 << 10
+    cell_size: int = 512 << 10
     pack_size: int = 32 << 20
     compression_level: int = 1
 

@@ -16,8 +16,8 @@ from pgkeep.workers import Workers
 
 __all__ = ["FileWriter", "sync_file_systems"]
 
-_WINDOW = 4096
-"""Extents that are looked up and sorted by place at once: 1 GiB of cells of 256 KiB, some 2 MB of Python objects."""
+_WINDOW = 2048
+"""Extents that are looked up and sorted by place at once: 1 GiB of cells of 512 KiB, some 1 MB of Python objects."""
 
 
 class FileWriter:
