@@ -16,6 +16,7 @@ import google_crc32c
 import msgspec
 
 from pgkeep.repository.contents import ContentWriter, Parameters, StoredContent
+from pgkeep.repository.crc import combine_crc32c
 from pgkeep.repository.maps import (
     INLINE_BYTES,
     INLINE_EXTENTS,
@@ -51,8 +52,9 @@ class FileFacts:
 @dataclass(slots=True)
 class _OpenFile:
     facts: FileFacts
-    crc32c: int = 0
     received: int = 0
+    checksums: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """First page of each cell -> its CRC-32C and size."""
     pieces: list[memoryview] = field(default_factory=list)
     buffered: int = 0
     extents: list[Extent] = field(default_factory=list)
@@ -83,7 +85,7 @@ class FileAssembler:
         self._page_size = parameters.page_size
         self._zero_cell = bytes(parameters.cell_size)
         self._check = check
-        self._workers = Workers(jobs, "cell")
+        self._workers = Workers(jobs, "cell", waiting=16)
         self._lock = threading.Lock()
         self._directories: dict[bytes, _DirectoryState] = {}
         self._file: _OpenFile | None = None
@@ -165,16 +167,18 @@ class FileAssembler:
 
     def _submit(self, file: _OpenFile) -> None:
         pieces, file.pieces = file.pieces, []
-        cell = pieces[0].tobytes() if len(pieces) == 1 else b"".join(pieces)
-        file.crc32c = google_crc32c.extend(file.crc32c, cell)
         first_page = file.received // self._page_size
-        file.received += len(cell)
+        file.received += file.buffered
         file.buffered = 0
         with self._lock:
             file.pending += 1
-        self._workers.submit(self._store_cell, file, first_page, cell)
+        self._workers.submit(self._store_cell, file, first_page, pieces)
 
-    def _store_cell(self, file: _OpenFile, first_page: int, cell: bytes) -> None:
+    def _store_cell(self, file: _OpenFile, first_page: int, pieces: list[memoryview]) -> None:
+        # joined here, so that the bytes are in the cache of the processor that hashes and compresses them
+        cell = b"".join(pieces)
+        pieces.clear()
+        file.checksums[first_page] = google_crc32c.value(cell), len(cell)
         if self._check is not None:
             self._check(file.facts.path, first_page, cell)
         if cell != (self._zero_cell if len(cell) == self._cell_size else bytes(len(cell))):
@@ -210,12 +214,15 @@ class FileAssembler:
 
 def _entry(file: _OpenFile, extents: bytes, map_content: StoredContent | None) -> FileEntry:
     facts = file.facts
+    crc32c = 0
+    for _, (cell_crc32c, size) in sorted(file.checksums.items()):
+        crc32c = combine_crc32c(crc32c, cell_crc32c, size)
     return FileEntry(
         os.path.basename(facts.path),
         file.received,
         facts.mode,
         facts.mtime,
-        file.crc32c,
+        crc32c,
         extents=extents if map_content is None else None,
         map_id=None if map_content is None else map_content.id,
     )

@@ -6,12 +6,13 @@ then their index, so that an index never names what is not there. A `ContentRead
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pgkeep.errors import DamageError
+from pgkeep.errors import DamageError, PgkeepError
 from pgkeep.repository.codec import Codec, compress
 from pgkeep.repository.crypto import KeyRing
 from pgkeep.repository.index import Index, Location, write_index
@@ -67,6 +68,7 @@ class ContentWriter:
         self._builders: dict[PackKind, PackBuilder] = {}
         self._finished: list[tuple[str, list[PackEntry]]] = []
         self._in_flight: list[Future[None]] = []
+        self._failure: BaseException | None = None
         self._room = threading.BoundedSemaphore(_PACKS_IN_FLIGHT)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pack-writer")
         self.new_bytes = 0
@@ -125,10 +127,11 @@ class ContentWriter:
 
     def _send(self, builder: PackBuilder) -> None:
         self._room.acquire()
+        if self._failure is not None:
+            self._room.release()
+            raise self._failure
         with self._lock:
-            for future in [future for future in self._in_flight if future.done()]:
-                self._in_flight.remove(future)
-                future.result()
+            self._in_flight = [future for future in self._in_flight if not future.done()]
             self._in_flight.append(self._executor.submit(self._store_pack, builder))
 
     def _store_pack(self, builder: PackBuilder) -> None:
@@ -136,43 +139,50 @@ class ContentWriter:
             name, parts = builder.finish()
             size = sum(len(part) for part in parts)
             self._store.put(name, parts)
+            with self._lock:
+                self._finished.append((name, builder.entries))
+                self.new_bytes += size
+                due = sum(len(entries) for _, entries in self._finished) >= _INDEX_ENTRIES
+            if due:
+                self._write_index()
+        except BaseException as error:  # noqa: BLE001 - raised by whoever sends or waits next
+            self._failure = self._failure or error
         finally:
             self._room.release()
-        with self._lock:
-            self._finished.append((name, builder.entries))
-            self.new_bytes += size
-            due = sum(len(entries) for _, entries in self._finished) >= _INDEX_ENTRIES
-        if due:
-            self._write_index()
 
     def _wait(self) -> None:
         with self._lock:
             waiting, self._in_flight = self._in_flight, []
         for future in waiting:
             future.result()
+        if self._failure is not None:
+            raise self._failure
 
     def _write_index(self) -> None:
         with self._lock:
-            finished, self._finished = self._finished, []
+            finished = list(self._finished)
         if not finished:
             return
         self._index.adopt(write_index(self._store, self._keys, finished))
         with self._lock:
+            del self._finished[: len(finished)]
             for _, entries in finished:
                 for entry in entries:
                     self._seen.pop(entry.id, None)
 
     def _keep_what_is_complete(self) -> None:
-        """After an error: the packs that reached the store stay useful; a store that is broken is not asked again."""
-        for future in self._in_flight:
-            if future.exception() is not None:
-                return
+        """After an error: the packs that reached the store stay useful; one that is broken is asked for the index only.
+
+        What the store says now is passed over: the error that came first tells more.
+        """
         with self._lock:
             builders, self._builders = list(self._builders.values()), {}
-        for builder in builders:
-            self._send(builder)
-        self._wait()
-        self._write_index()
+        with contextlib.suppress(PgkeepError):
+            for builder in builders:
+                self._send(builder)
+            self._wait()
+        with contextlib.suppress(PgkeepError):
+            self._write_index()
 
 
 class ContentReader:
@@ -238,6 +248,7 @@ def spans(locations: Sequence[Location]) -> Iterator[tuple[str, list[PackEntry]]
 
 def adopt_orphans(store: Store, keys: KeyRing, index: Index) -> int:
     """Bring packs that no index covers (their writer was killed) into the index; returns how many there were."""
+    index.refresh()
     known = index.known_packs()
     orphans = [info.name for info in store.list("packs/") if info.name not in known]
     tables = [(name, read_pack_table(store, keys, name)) for name in orphans]

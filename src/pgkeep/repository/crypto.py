@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Protocol
@@ -99,7 +99,7 @@ class KeyRing:
     """
 
     suite: Suite
-    root_key: bytes
+    root_key: bytes = field(repr=False)
     family: bytes
 
     @classmethod

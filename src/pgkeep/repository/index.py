@@ -122,8 +122,8 @@ class Index:
 
     def refresh(self) -> None:
         """Take notice of index objects that came since. Raises DamageError, StoreError."""
-        infos = sorted(self._store.list("index/"), key=lambda info: info.modified, reverse=True)
         with self._lock:
+            infos = sorted(self._store.list("index/"), key=lambda info: info.modified, reverse=True)
             self._segments = {
                 info.name: self._segments.get(info.name)
                 or IndexSegment(self._keys, info.name, self._store.read_mapped(info.name))

@@ -50,10 +50,22 @@ class KeyFile:
                 f"cannot create the key file {path}: {error.strerror}",
                 hint="a key file is never overwritten; name another path, or use the existing one",
             ) from None
-        with os.fdopen(descriptor, "w") as file:
-            file.write(key.text() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(key.text() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                # without its key the repository is worth nothing: the file's name must be durable too
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            os.unlink(path)
+            raise KeyFailure(
+                f"cannot write the key file {path}: {error.strerror}", hint="name a path where it can be written"
+            ) from None
         return key
 
     @classmethod
@@ -134,19 +146,19 @@ def unwrap_root_key(store: Store, family: bytes, secret: Secret) -> bytes:
     """The root key, by the first slot that the secret opens. Raises KeyFailure, DamageError."""
     damage: PgkeepError | None = None
     for info in list(store.list("keys/")):
+        slot = info.name.removeprefix("keys/").removesuffix(".json")
         try:
             record = read_record(store, info.name)
-        except DamageError as error:
-            damage = error
-            continue
-        if record.get("kind") != secret.kind:
-            continue
-        slot = info.name.removeprefix("keys/").removesuffix(".json")
-        salt, nonce, wrapped = (bytes.fromhex(str(record[field])) for field in ("salt", "nonce", "wrapped"))
-        try:
+            if record.get("kind") != secret.kind:
+                continue
+            salt, nonce, wrapped = (bytes.fromhex(str(record[field])) for field in ("salt", "nonce", "wrapped"))
             return AESGCM(secret.wrapping_key(salt)).decrypt(nonce, wrapped, _associated(family, slot, secret.kind))
         except InvalidTag:
             continue
+        except DamageError as error:
+            damage = error
+        except (KeyError, ValueError):
+            damage = DamageError(f"{info.name} is damaged: it is no key slot", object_name=info.name)
     if damage is not None:
         raise damage
     raise KeyFailure(

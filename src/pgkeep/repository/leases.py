@@ -1,9 +1,9 @@
 """Leases: a writer's time-limited claim on a resource, so that two jobs do not do the same work at once.
 
 A lease is a record ``leases/<UTC time>-<random>.<renewal>``. To take one, a writer creates its own and then looks: it
-gives way to any live lease on the same resource that sorts before its own. Both of two racing writers create before
-they look, so at least one of them sees the other, and exactly one sorts first. A lease is dead when its time is over,
-or when its process on this machine is gone.
+holds the resource once it sees no other live lease on it. Both of two racing writers create before they look, so at
+least one of them sees the other, and never do both hold. The one that sorts first waits a moment for the other to give
+way, so that one of them does hold. A lease is dead when its time is over, or when its process on this machine is gone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,9 @@ __all__ = ["Lease"]
 _LIFETIME = timedelta(minutes=5)
 """How long a lease holds without renewal: a writer on another machine is given up for dead after it."""
 
+_SETTLING = 2.0
+"""Seconds that a writer waits for one which sorts behind it: that one gives way at once, unless it holds already."""
+
 
 class Lease:
     """A claim on ``resource``, renewed in the background while held; use as a context manager.
@@ -39,7 +43,7 @@ class Lease:
         self._store = store
         self._resource = resource
         self._id = f"{utc_now():%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(4)}"
-        self._renewal = 0
+        self._names: list[str] = []
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
         self.took_over = False
@@ -49,7 +53,7 @@ class Lease:
         try:
             self._give_way()
         except BaseException:
-            self._store.delete(self._name)
+            self._delete(self._names)
             raise
         self._renewer.start()
         return self
@@ -61,13 +65,15 @@ class Lease:
         self._renewer.join()
         with contextlib.suppress(PgkeepError):
             # a store that fails now keeps a lease that dies by itself
-            self._store.delete(self._name)
+            self._delete(self._names)
 
-    @property
-    def _name(self) -> str:
-        return f"leases/{self._id}.{self._renewal}"
+    def _delete(self, names: list[str]) -> None:
+        for name in names:
+            self._store.delete(name)
 
     def _write(self) -> None:
+        # kept before it is written: a store that fails may have created it all the same
+        self._names.append(f"leases/{self._id}.{int(self._names[-1].rpartition('.')[2]) + 1 if self._names else 0}")
         fields = {
             "resource": self._resource,
             "host": socket.gethostname(),
@@ -77,11 +83,24 @@ class Lease:
             "writer": self._store.writer,
             "expires": (utc_now() + _LIFETIME).isoformat(),
         }
-        write_record(self._store, self._name, fields)
+        write_record(self._store, self._names[-1], fields)
 
     def _give_way(self) -> None:
+        patience = time.monotonic() + _SETTLING
+        while (other := self._live_other()) is not None:
+            name, fields = other
+            if name < self._names[0] or time.monotonic() > patience:
+                raise BusyError(
+                    f"another job holds {self._resource}: process {fields['pid']} on {fields['host']}",
+                    hint="wait for it to end, or stop it; a job that died is passed over by itself, on this machine at"
+                    f" once, from another after {format_time(datetime.fromisoformat(str(fields['expires'])))}",
+                )
+            time.sleep(0.02)
+
+    def _live_other(self) -> tuple[str, dict[str, object]] | None:
+        """The first live lease on the resource that is not this one; dead leases on any resource are removed."""
         for info in list(self._store.list("leases/")):
-            if info.name == self._name:
+            if info.name in self._names:
                 continue
             try:
                 fields = read_record(self._store, info.name)
@@ -95,21 +114,17 @@ class Lease:
                 self._store.delete(info.name)
                 self._store.discard_leftovers(str(fields["writer"]))
                 self.took_over = True
-            elif fields["resource"] == self._resource and info.name < self._name:
-                raise BusyError(
-                    f"another job holds {self._resource}: process {fields['pid']} on {fields['host']}",
-                    hint="wait for it to end, or stop it; a job that died is passed over by itself, on this machine at"
-                    f" once, from another after {format_time(datetime.fromisoformat(str(fields['expires'])))}",
-                )
+            elif fields["resource"] == self._resource:
+                return info.name, fields
+        return None
 
     def _renew(self) -> None:
         while not self._stop.wait(_LIFETIME.total_seconds() / 5):
             with contextlib.suppress(PgkeepError):
                 # four more tries before the lease runs out
-                old = self._name
-                self._renewal += 1
                 self._write()
-                self._store.delete(old)
+                self._delete(self._names[:-1])
+                del self._names[:-1]
 
 
 def _is_alive(fields: dict[str, object]) -> bool:
@@ -117,14 +132,29 @@ def _is_alive(fields: dict[str, object]) -> bool:
         return False
     if fields["boot"] != _boot_id():
         return True
-    return _process_start(int(str(fields["pid"]))) == fields["process_start"]
+    pid = int(str(fields["pid"]))
+    start = _process_start(pid)
+    return start == fields["process_start"] if start is not None else _is_running(pid)
 
 
 def _boot_id() -> str:
+    """Names this start of this machine, and the process ids that mean the same here: containers share the machine."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return f"unknown-{socket.gethostname()}"
+
+
+def _is_running(pid: int) -> bool:
+    """Whether there is such a process; /proc may hide those of other users (proc(5), hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _process_start(pid: int) -> int | None:

@@ -137,12 +137,14 @@ class Catalog:
             what = "no backup" if cluster is None else f"no backup of cluster {cluster}"
             raise NotFoundError(f"there is {what} in {self._store.url} yet", hint="pgkeep backup takes one")
         matches = [name for name in names if name.id.startswith(reference)]
-        if len(matches) == 1:
-            return self.read(matches[0])
-        what = f"{len(matches)} backups have" if matches else "no backup has"
-        raise NotFoundError(
-            f"{what} an id that begins with {reference!r} in {self._store.url}", hint="pgkeep list shows them"
-        )
+        if len(matches) > 1 and cluster is not None:
+            matches = [name for name in matches if self.read(name).cluster == cluster]
+        manifest = self.read(matches[0]) if len(matches) == 1 else None
+        if manifest is not None and cluster in {None, manifest.cluster}:
+            return manifest
+        what = f"{len(matches)} backups have" if len(matches) > 1 else "no backup has"
+        where = self._store.url if cluster is None else f"cluster {cluster} in {self._store.url}"
+        raise NotFoundError(f"{what} an id that begins with {reference!r} in {where}", hint="pgkeep list shows them")
 
     def read(self, name: BackupName) -> Manifest:
         """A backup's manifest. Raises ObjectMissing, DamageError."""

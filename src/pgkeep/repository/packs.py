@@ -22,7 +22,7 @@ from enum import IntEnum
 
 from pgkeep.errors import DamageError
 from pgkeep.repository.codec import Codec, decompress
-from pgkeep.repository.crypto import ID_SIZE, SALT_SIZE, KeyRing, Sealer, Suite
+from pgkeep.repository.crypto import ID_SIZE, SALT_SIZE, TAG_SIZE, KeyRing, Sealer, Suite
 from pgkeep.repository.store import Buffer, Store
 
 __all__ = ["MAX_CONTENT_SIZE", "PackBuilder", "PackEntry", "PackKind", "PackReader", "pack_name", "read_pack_table"]
@@ -140,7 +140,7 @@ def read_pack_table(store: Store, keys: KeyRing, name: str) -> list[PackEntry]:
     kind, salt = _read_header(name, store.get(name, 0, _HEADER.size), keys.suite)
     sealed_size, count, magic = _FOOTER.unpack(store.get(name, size - _FOOTER.size, _FOOTER.size))
     offset = size - _FOOTER.size - sealed_size
-    if magic != _END_MAGIC or offset < _HEADER.size:
+    if magic != _END_MAGIC or offset < _HEADER.size or sealed_size != count * _ENTRY.size + TAG_SIZE:
         raise _damaged(name, "it is cut off")
     associated = _associated(keys, kind, _TABLE_ID, count * _ENTRY.size, Codec.RAW)
     try:

@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from pgkeep.direct_io import write_new
 from pgkeep.errors import StoreError
 from pgkeep.repository.store import Buffer, ObjectExists, ObjectInfo, ObjectMissing, check_name
 
 __all__ = ["PosixStore"]
 
-_IOV_MAX = 512
-"""Parts handed to one writev(2); Linux takes at most 1024 (IOV_MAX)."""
+_FOREIGN = {"lost+found"}
+"""What file systems put beside objects; names that begin with a dot are theirs, too (``.nfs…``, ``.snapshot``)."""
 
 
 class PosixStore:
@@ -59,6 +60,8 @@ class PosixStore:
                 self._write(temporary, parts)
                 os.link(temporary, path)
             except FileExistsError:
+                # its writer may have died before this: who takes what is there for done must be able to rely on it
+                _fsync_directory(path.parent)
                 raise ObjectExists(f"{name} is in {self.url} already") from None
             finally:
                 with contextlib.suppress(FileNotFoundError):
@@ -120,8 +123,10 @@ class PosixStore:
     def discard_leftovers(self, writer: str) -> None:
         """See `Store.discard_leftovers`."""
         with self._errors("clean", "tmp"):
-            for path in (self._root / "tmp").glob(f"{writer}-*"):
-                path.unlink(missing_ok=True)
+            # no pattern is made of the name: it comes from a record that anyone with the store could have written
+            for path in (self._root / "tmp").glob("*"):
+                if path.name.rpartition("-")[0] == writer:
+                    path.unlink(missing_ok=True)
 
     def leftovers(self) -> int:
         """See `Store.leftovers`."""
@@ -142,11 +147,11 @@ class PosixStore:
 
     def _walk(self, directory: Path, prefix: str) -> Iterator[ObjectInfo]:
         try:
-            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(directory), key=_sort_key)
         except FileNotFoundError:
             return
         for entry in entries:
-            if not prefix and entry.name == "tmp":
+            if entry.name in _FOREIGN or entry.name.startswith(".") or (not prefix and entry.name == "tmp"):
                 continue
             name = prefix + entry.name
             if entry.is_dir(follow_symlinks=False):
@@ -161,30 +166,32 @@ class PosixStore:
     def _write(self, path: Path, parts: Sequence[Buffer]) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o440)
         try:
-            for first in range(0, len(parts), _IOV_MAX):
-                _write_all(descriptor, parts[first : first + _IOV_MAX])
+            write_new(descriptor, parts)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
     def _make_directory(self, directory: Path) -> None:
-        if directory in self._known_directories:
+        if directory in self._known_directories or (directory == self._root and directory.is_dir()):
             return
-        missing = []
-        while not directory.is_dir():
-            missing.append(directory)
-            directory = directory.parent
-        for path in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=0o750)
-            _fsync_directory(path.parent)
-            self._known_directories.add(path)
+        if not directory.parent.is_dir() or directory != self._root:
+            self._make_directory(directory.parent)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o750)
+        # also where it was there: another writer may have made it and died before this
+        _fsync_directory(directory.parent)
+        self._known_directories.add(directory)
 
     @contextlib.contextmanager
     def _errors(self, verb: str, name: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if verb == "write":
+                raise StoreError(
+                    f"cannot write {name} in {self.url}: its directory went away",
+                    hint=f"is the file system of {self._root} still mounted?",
+                ) from error
             raise ObjectMissing(f"{name} is not in {self.url}") from None
         except OSError as error:
             raise StoreError(
@@ -192,14 +199,9 @@ class PosixStore:
             ) from error
 
 
-def _write_all(descriptor: int, parts: Sequence[Buffer]) -> None:
-    views = [memoryview(part) for part in parts]
-    while views:
-        written = os.writev(descriptor, views)
-        while views and written >= len(views[0]):
-            written -= len(views.pop(0))
-        if views and written:
-            views[0] = views[0][written:]
+def _sort_key(entry: os.DirEntry[str]) -> str:
+    """So that a folder's objects stand where their whole names sort: ``a-b`` is before ``a/b``."""
+    return entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name
 
 
 def _hint(error: OSError, root: Path) -> str | None:
@@ -207,6 +209,8 @@ def _hint(error: OSError, root: Path) -> str | None:
         return f"free room on the file system of {root} (df -h {root}), or give the repository another place"
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return f"run as the user that owns {root}, or give this user the right to write there (ls -ld {root})"
+    if error.errno in {errno.ENOTDIR, errno.EEXIST}:
+        return f"something that is no directory stands at {root} or below it; move it away, or name another place"
     if error.errno == errno.ENOTSUP:
         return "the repository needs a file system with hard links"
     return None

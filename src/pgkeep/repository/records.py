@@ -29,7 +29,7 @@ def read_record(store: Store, name: str) -> dict[str, object]:
         check = fields.pop("check")
         if _encode(fields) != data or check != hashlib.sha256(_canonical(fields)).hexdigest():
             raise ValueError
-    except (ValueError, KeyError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DamageError(f"{name} is damaged: it is not the record that was written", object_name=name) from None
     return dict(fields)
 

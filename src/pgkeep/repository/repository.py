@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pgkeep.errors import DamageError, KeyFailure, RepositoryError
 from pgkeep.repository.contents import ContentReader, ContentWriter, Parameters, adopt_orphans
 from pgkeep.repository.crypto import KeyRing, Suite
-from pgkeep.repository.index import Index, write_index
+from pgkeep.repository.index import Index, IndexSegment, write_index
 from pgkeep.repository.keys import KeyFile, Secret, add_slot, unwrap_root_key
 from pgkeep.repository.leases import Lease
 from pgkeep.repository.manifests import Catalog
@@ -81,8 +81,12 @@ class Repository:
         the key is missing or wrong; DamageError where its root record is not what was written.
         """
         fields = _read_root(store)
-        family = bytes.fromhex(str(fields["family"]))
-        if fields["encryption"] == "none":
+        seal = str(fields.pop("seal", ""))
+        try:
+            family = bytes.fromhex(str(fields["family"]))
+        except (KeyError, ValueError):
+            raise DamageError(f"{ROOT_NAME} is damaged: it names no family", object_name=ROOT_NAME) from None
+        if fields.get("encryption") == "none":
             if secret is not None:
                 raise KeyFailure(
                     f"the repository at {store.url} is not encrypted, and the configuration names a key for it",
@@ -96,8 +100,7 @@ class Repository:
             )
         else:
             keys = KeyRing(Suite.AES_256_GCM, unwrap_root_key(store, family, secret), family)
-        seal = fields.pop("seal")
-        if not hmac.compare_digest(str(seal), _seal(keys, fields)):
+        if not hmac.compare_digest(seal.encode(), _seal(keys, fields).encode()):
             raise DamageError(
                 f"{ROOT_NAME} was not written with this repository's key",
                 object_name=ROOT_NAME,
@@ -160,14 +163,36 @@ class Repository:
         return adopt_orphans(self.store, self.keys, self.index)
 
     def reindex(self) -> int:
-        """Make the whole index again from what the packs say of themselves; returns the number of packs."""
-        tables = [(info.name, read_pack_table(self.store, self.keys, info.name)) for info in self.store.list("packs/")]
+        """Make the whole index again from what the packs say of themselves; returns the number of packs.
+
+        Raises DamageError where packs are damaged, after the index of the others is written; the old index stays then.
+        """
+        # listed before the packs: an index that comes meanwhile may cover packs that the listing below has missed
         old = [info.name for info in self.store.list("index/")]
+        tables, damaged = [], []
+        for info in self.store.list("packs/"):
+            try:
+                tables.append((info.name, read_pack_table(self.store, self.keys, info.name)))
+            except DamageError:
+                damaged.append(info.name)
         new = write_index(self.store, self.keys, tables)
+        try:
+            IndexSegment(self.keys, new, self.store.read_mapped(new))
+        except DamageError:
+            # the same index was there already, and is what had to be mended
+            self.store.delete(new)
+            write_index(self.store, self.keys, tables)
+        self._index = None
+        if damaged:
+            raise DamageError(
+                f"{len(damaged)} of {len(tables) + len(damaged)} packs cannot be read and are not in the new index,"
+                f" {damaged[0]} first",
+                object_name=damaged[0],
+                hint="bring them back from a copy of the repository; pgkeep verify names the backups that need them",
+            )
         for name in old:
             if name != new:
                 self.store.delete(name)
-        self._index = None
         return len(tables)
 
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 
+from pgkeep.direct_io import write_at
 from pgkeep.errors import StoreError, TargetError
 from pgkeep.progress import Progress
 from pgkeep.repository.contents import ContentReader, Location, spans
@@ -15,6 +16,8 @@ from pgkeep.repository.tree import BackupFile, BackupTree, naming
 from pgkeep.workers import Workers
 
 __all__ = ["FileWriter", "sync_file_systems"]
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _WINDOW = 2048
 """Extents that are looked up and sorted by place at once: 1 GiB of cells of 512 KiB, some 1 MB of Python objects."""
@@ -44,7 +47,8 @@ class FileWriter:
         self._progress = progress
         self._page_size = tree.manifest.block_size
         self._window: list[tuple[bytes, str, Extent, int]] = []
-        self._workers = Workers(jobs, "restore", waiting=2)
+        # direct writes wait for the disk, so that twice as many threads as processors keep both busy
+        self._workers = Workers(jobs or 2 * (os.cpu_count() or 1), "restore", waiting=2)
 
     def __enter__(self) -> FileWriter:
         return self
@@ -118,27 +122,17 @@ class FileWriter:
             for place, _, extent, size in wanted[entry.id]:
                 first = extent.content_page * page_size
                 with target_errors(place):
-                    descriptor = os.open(place, os.O_WRONLY | os.O_CLOEXEC)
-                    try:
-                        _write_at(descriptor, view[first : first + size], extent.first_page * page_size)
-                    finally:
-                        os.close(descriptor)
+                    write_at(place, view[first : first + size], extent.first_page * page_size)
                 self._progress.advance(size)
 
     def _write_chunks(self, place: bytes, mode: int, size: int | None, chunks: Iterator[bytes]) -> None:
         position = 0
         with target_errors(place):
-            self._create(place, mode, 0, b"")
-            descriptor = os.open(place, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                for chunk in chunks:
-                    _write_at(descriptor, memoryview(chunk), position)
-                    position += len(chunk)
-                    self._progress.advance(len(chunk))
-                if size is not None:
-                    os.ftruncate(descriptor, size)
-            finally:
-                os.close(descriptor)
+            self._create(place, mode, size or 0, b"")
+            for chunk in chunks:
+                write_at(place, memoryview(chunk), position)
+                position += len(chunk)
+                self._progress.advance(len(chunk))
 
     def _create(self, place: bytes, mode: int, size: int, data: bytes) -> None:
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -175,7 +169,6 @@ class target_errors:  # noqa: N801 - reads as a noun, like contextlib.suppress
 
 def sync_file_systems(places: list[bytes]) -> None:
     """One syncfs(2) for each file system that holds one of these places. Raises StoreError."""
-    libc = ctypes.CDLL(None, use_errno=True)
     done: set[int] = set()
     for place in places:
         descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
@@ -184,15 +177,8 @@ def sync_file_systems(places: list[bytes]) -> None:
             if device in done:
                 continue
             done.add(device)
-            if libc.syncfs(descriptor) != 0:
+            if _libc.syncfs(descriptor) != 0:
                 number = ctypes.get_errno()
                 raise StoreError(f"the file system of {os.fsdecode(place)} cannot be synced: {os.strerror(number)}")
         finally:
             os.close(descriptor)
-
-
-def _write_at(descriptor: int, view: memoryview, position: int) -> None:
-    while view:
-        written = os.pwrite(descriptor, view, position)
-        view = view[written:]
-        position += written
