@@ -70,13 +70,21 @@ def write_new(descriptor: int, parts: Sequence[bytes | bytearray | memoryview]) 
             filled += len(piece)
             rest = rest[len(piece) :]
             if filled == _STAGING:
-                position += _write_block(descriptor, staging, position)
+                _write_somehow(descriptor, staging, position)
+                position += filled
                 filled = 0
     whole = filled // _ALIGNMENT * _ALIGNMENT
-    if whole:
-        position += _write_block(descriptor, staging[:whole], position)
+    _write_somehow(descriptor, staging[:whole], position)
     _set_direct(descriptor, on=False)
-    _write_all(descriptor, [staging[whole:filled]], position)
+    _write_all(descriptor, [staging[whole:filled]], position + whole)
+
+
+def _write_somehow(descriptor: int, block: memoryview, position: int) -> None:
+    """Write an aligned block, directly where the file system lets us."""
+    done = _write_block(descriptor, block, position) if block else 0
+    if done < len(block):
+        _set_direct(descriptor, on=False)
+        _write_all(descriptor, [block[done:]], position + done)
 
 
 def _open_direct(place: bytes) -> int | None:
@@ -106,35 +114,21 @@ def _set_direct(descriptor: int, *, on: bool) -> bool:
 
 
 def _write_staged(descriptor: int, data: memoryview, position: int) -> int:
-    """Write whole blocks directly; how many bytes that was, 0 where the file system refused."""
+    """Write whole blocks directly, by way of the staging buffer; how many bytes of them were written."""
     done = 0
     while done < len(data):
         piece = data[done : done + _STAGING]
         block = _staging.view[: len(piece)]
         block[:] = piece
-        try:
-            done += os.pwrite(descriptor, block, position + done)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            _refused.add(os.fstat(descriptor).st_dev)
-            return done
-        if done % _ALIGNMENT:
-            # cut short in the middle of a block, as at the end of a full disk: the page cache takes it from here
-            return done
+        written = _write_block(descriptor, block, position + done)
+        done += written
+        if written < len(piece):
+            break
     return done
 
 
 def _write_block(descriptor: int, block: memoryview, position: int) -> int:
-    """Write an aligned block, directly where the file system lets us; its size."""
-    done = _write_staged_block(descriptor, block, position)
-    if done < len(block):
-        _set_direct(descriptor, on=False)
-        _write_all(descriptor, [block[done:]], position + done)
-    return len(block)
-
-
-def _write_staged_block(descriptor: int, block: memoryview, position: int) -> int:
+    """Write an aligned block directly; less than all of it at the end of a full disk, nothing where that is refused."""
     try:
         return os.pwrite(descriptor, block, position)
     except OSError as error:

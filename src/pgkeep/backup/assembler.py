@@ -85,7 +85,7 @@ class FileAssembler:
         self._page_size = parameters.page_size
         self._zero_cell = bytes(parameters.cell_size)
         self._check = check
-        self._workers = Workers(jobs, "cell", waiting=16)
+        self._workers = Workers(jobs, "cell", waiting=8)
         self._lock = threading.Lock()
         self._directories: dict[bytes, _DirectoryState] = {}
         self._file: _OpenFile | None = None

@@ -22,7 +22,7 @@ from pgkeep.repository.store import ObjectMissing, Store
 __all__ = ["ContentReader", "ContentWriter", "Location", "Parameters", "StoredContent", "adopt_orphans", "spans"]
 
 _INDEX_ENTRIES = 250_000
-"""Entries after which an index object is written: some 50 MB of Python objects, 128 GB of cells of 512 KiB."""
+"""Entries after which an index object is written: some 50 MB of Python objects, 250 GB of cells of 1 MiB."""
 
 _PACKS_IN_FLIGHT = 2
 """Full packs that may wait for the store: they are the largest part of a backup's memory."""
@@ -37,7 +37,7 @@ class Parameters:
     """What a repository was created with; sizes in bytes."""
 
     page_size: int = 8192
-    cell_size: int = 512 << 10
+    cell_size: int = 1 << 20
     pack_size: int = 32 << 20
     compression_level: int = 1
 
@@ -180,6 +180,7 @@ class ContentWriter:
         with contextlib.suppress(PgkeepError):
             for builder in builders:
                 self._send(builder)
+        with contextlib.suppress(PgkeepError):
             self._wait()
         with contextlib.suppress(PgkeepError):
             self._write_index()

@@ -158,9 +158,13 @@ def _is_running(pid: int) -> bool:
 
 
 def _process_start(pid: int) -> int | None:
-    """Clock ticks from boot to the start of a process (proc(5), stat, field 22), or None where there is none."""
+    """Clock ticks from boot to the start of a process (proc(5), stat, field 22), or None where none is seen.
+
+    0 for a process that has ended and that its parent has not asked for yet.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    return int(stat.rpartition(")")[2].split()[19])
+    fields = stat.rpartition(")")[2].split()
+    return 0 if fields[0] in {"Z", "X"} else int(fields[19])

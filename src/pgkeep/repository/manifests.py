@@ -139,9 +139,9 @@ class Catalog:
         matches = [name for name in names if name.id.startswith(reference)]
         if len(matches) > 1 and cluster is not None:
             matches = [name for name in matches if self.read(name).cluster == cluster]
-        manifest = self.read(matches[0]) if len(matches) == 1 else None
-        if manifest is not None and cluster in {None, manifest.cluster}:
-            return manifest
+        found = [self.read(name) for name in matches] if len(matches) == 1 else []
+        if found and cluster in {None, found[0].cluster}:
+            return found[0]
         what = f"{len(matches)} backups have" if len(matches) > 1 else "no backup has"
         where = self._store.url if cluster is None else f"cluster {cluster} in {self._store.url}"
         raise NotFoundError(f"{what} an id that begins with {reference!r} in {where}", hint="pgkeep list shows them")

@@ -172,10 +172,10 @@ class PosixStore:
             os.close(descriptor)
 
     def _make_directory(self, directory: Path) -> None:
-        if directory in self._known_directories or (directory == self._root and directory.is_dir()):
+        is_ours = self._root in directory.parents
+        if directory in self._known_directories or (not is_ours and directory.is_dir()):
             return
-        if not directory.parent.is_dir() or directory != self._root:
-            self._make_directory(directory.parent)
+        self._make_directory(directory.parent)
         with contextlib.suppress(FileExistsError):
             directory.mkdir(mode=0o750)
         # also where it was there: another writer may have made it and died before this

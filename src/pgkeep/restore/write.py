@@ -19,8 +19,8 @@ __all__ = ["FileWriter", "sync_file_systems"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_WINDOW = 2048
-"""Extents that are looked up and sorted by place at once: 1 GiB of cells of 512 KiB, some 1 MB of Python objects."""
+_WINDOW = 1024
+"""Extents that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
 
 
 class FileWriter:
