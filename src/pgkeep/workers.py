@@ -30,6 +30,10 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads: what runs is waited for, what has not begun is dropped."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, call: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:

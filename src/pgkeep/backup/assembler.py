@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import google_crc32c
 import msgspec
 
-from pgkeep.repository.contents import ContentWriter, Parameters, StoredContent
+from pgkeep.receiver.frames import FileFacts
+from pgkeep.repository.contents import ContentWriter, Parameters
 from pgkeep.repository.crc import combine_crc32c
 from pgkeep.repository.maps import (
     INLINE_BYTES,
@@ -30,7 +31,7 @@ from pgkeep.repository.maps import (
 from pgkeep.repository.packs import PackKind
 from pgkeep.workers import Workers
 
-__all__ = ["CellCheck", "FileAssembler", "FileFacts"]
+__all__ = ["CellCheck", "FileAssembler"]
 
 
 class CellCheck(Protocol):
@@ -39,28 +40,17 @@ class CellCheck(Protocol):
     def __call__(self, path: bytes, first_page: int, data: bytes) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What a source knows of a file before its bytes: size in bytes, mode and mtime as stat(2) gives them."""
-
-    path: bytes
-    size: int
-    mode: int
-    mtime: int
-
-
 @dataclass(slots=True)
 class _OpenFile:
     facts: FileFacts
     received: int = 0
     checksums: dict[int, tuple[int, int]] = field(default_factory=dict)
     """First page of each cell -> its CRC-32C and size."""
-    pieces: list[memoryview] = field(default_factory=list)
-    buffered: int = 0
     extents: list[Extent] = field(default_factory=list)
     stored_size: int = 0
     pending: int = 1
     """Cells under way, plus one until the file's end has been seen."""
+    inline: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -71,7 +61,7 @@ class _DirectoryState:
 
 
 class FileAssembler:
-    """Takes files (`begin`, `data`, `end`) and directories, and gives back the tree of a backup.
+    """Takes files (`begin`, `inline` or `cell`s, `end`) and directories, and gives back the tree of a backup.
 
     Use as a context manager: leaving it ends its workers. All methods are for the feeding thread. An error of a worker
     is raised by the next call.
@@ -97,7 +87,7 @@ class FileAssembler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._workers.__exit__()
+        self._workers.close()
 
     def directory(self, path: bytes, mode: int) -> None:
         """A directory is part of the backup."""
@@ -108,39 +98,28 @@ class FileAssembler:
         self._workers.raise_failure()
         self._file = _OpenFile(facts)
 
-    def data(self, piece: memoryview) -> None:
-        """The next bytes of the file; the assembler keeps the piece until it is stored."""
+    def inline(self, data: bytes) -> None:
+        """The whole of a file that is no larger than `INLINE_BYTES`: it stands in its entry."""
         file = self._file
         assert file is not None
-        while piece:
-            room = self._cell_size - file.buffered
-            part = piece[:room]
-            piece = piece[room:]
-            file.pieces.append(part)
-            file.buffered += len(part)
-            if file.buffered == self._cell_size:
-                self._submit(file)
+        assert len(data) <= INLINE_BYTES
+        file.inline, file.received = data, len(data)
+
+    def cell(self, load: Callable[[], bytes], size: int) -> None:
+        """The next ``size`` bytes of the file: a whole cell, or its last one. A worker calls ``load`` for them."""
+        file = self._file
+        assert file is not None
+        first_page = file.received // self._page_size
+        file.received += size
+        with self._lock:
+            file.pending += 1
+        self._workers.submit(self._store_cell, file, first_page, load)
 
     def end(self) -> None:
         """The file is complete."""
         file = self._file
         assert file is not None
         self._file = None
-        facts = file.facts
-        if facts.size <= INLINE_BYTES and file.received == 0:
-            inline = b"".join(file.pieces)
-            entry = FileEntry(
-                os.path.basename(facts.path),
-                len(inline),
-                facts.mode,
-                facts.mtime,
-                google_crc32c.value(inline),
-                inline=inline,
-            )
-            self._add(facts.path, entry, 0)
-            return
-        if file.buffered:
-            self._submit(file)
         self._release(file)
 
     def drain(self) -> None:
@@ -165,19 +144,8 @@ class FileAssembler:
                 listings.append(stored.id)
             yield Directory(path, state.mode, listings, len(entries), state.size)
 
-    def _submit(self, file: _OpenFile) -> None:
-        pieces, file.pieces = file.pieces, []
-        first_page = file.received // self._page_size
-        file.received += file.buffered
-        file.buffered = 0
-        with self._lock:
-            file.pending += 1
-        self._workers.submit(self._store_cell, file, first_page, pieces)
-
-    def _store_cell(self, file: _OpenFile, first_page: int, pieces: list[memoryview]) -> None:
-        # joined here, so that the bytes are in the cache of the processor that hashes and compresses them
-        cell = b"".join(pieces)
-        pieces.clear()
+    def _store_cell(self, file: _OpenFile, first_page: int, load: Callable[[], bytes]) -> None:
+        cell = load()
         file.checksums[first_page] = google_crc32c.value(cell), len(cell)
         if self._check is not None:
             self._check(file.facts.path, first_page, cell)
@@ -195,11 +163,21 @@ class FileAssembler:
             file.pending -= 1
             if file.pending:
                 return
-        file.extents.sort(key=lambda extent: extent.first_page)
-        encoded, map_content = encode_extents(file.extents), None
-        if len(file.extents) > INLINE_EXTENTS:
-            map_content = self._writer.put(PackKind.META, encoded)
-        self._add(file.facts.path, _entry(file, encoded, map_content), file.stored_size)
+        self._add(file.facts.path, self._entry(file), file.stored_size)
+
+    def _entry(self, file: _OpenFile) -> FileEntry:
+        facts, name = file.facts, os.path.basename(file.facts.path)
+        if file.inline is not None:
+            crc32c = google_crc32c.value(file.inline)
+            return FileEntry(name, file.received, facts.mode, facts.mtime, crc32c, inline=file.inline)
+        crc32c = 0
+        for _, (cell_crc32c, size) in sorted(file.checksums.items()):
+            crc32c = combine_crc32c(crc32c, cell_crc32c, size)
+        encoded = encode_extents(sorted(file.extents, key=lambda extent: extent.first_page))
+        if len(file.extents) <= INLINE_EXTENTS:
+            return FileEntry(name, file.received, facts.mode, facts.mtime, crc32c, extents=encoded)
+        stored = self._writer.put(PackKind.META, encoded)
+        return FileEntry(name, file.received, facts.mode, facts.mtime, crc32c, map_id=stored.id)
 
     def _add(self, path: bytes, entry: FileEntry, stored_size: int) -> None:
         directory, name = os.path.split(path)
@@ -210,19 +188,3 @@ class FileAssembler:
             self.logical_size += entry.size
             self.stored_size += stored_size
             self.files += 1
-
-
-def _entry(file: _OpenFile, extents: bytes, map_content: StoredContent | None) -> FileEntry:
-    facts = file.facts
-    crc32c = 0
-    for _, (cell_crc32c, size) in sorted(file.checksums.items()):
-        crc32c = combine_crc32c(crc32c, cell_crc32c, size)
-    return FileEntry(
-        os.path.basename(facts.path),
-        file.received,
-        facts.mode,
-        facts.mtime,
-        crc32c,
-        extents=extents if map_content is None else None,
-        map_id=None if map_content is None else map_content.id,
-    )

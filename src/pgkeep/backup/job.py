@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,25 +10,33 @@ import msgspec
 
 from pgkeep import __version__
 from pgkeep.backup.assembler import FileAssembler
-from pgkeep.backup.stream import receive
+from pgkeep.backup.stream import receive, wait_for_start
 from pgkeep.backup.wal import WalCollector
 from pgkeep.errors import ServerSettingError
 from pgkeep.postgres.backup_label import parse_backup_label
+from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.replication import (
-    BaseBackup,
-    BaseBackupOptions,
     ChecksumFailure,
     ReplicationConnection,
     SystemIdentity,
 )
 from pgkeep.progress import Progress, Silent
+from pgkeep.receiver.frames import ReceiverOrder, Started
+from pgkeep.receiver.parent import Receiver
 from pgkeep.repository import Repository
 from pgkeep.repository.manifests import Manifest, Tablespace, new_backup_id
+from pgkeep.repository.maps import INLINE_BYTES
 from pgkeep.units import parse_size, utc_now
 
 __all__ = ["BackupRequest", "run_backup"]
 
 _OLDEST_SERVER = 150000
+
+_SLOTS_PER_JOB = 4
+"""Cells between the receiver and each worker: one at work, the others so that neither waits for the other."""
+
+_CHECKED_BLOCK_SIZE = 8192
+"""The only size of blocks that is checked here; all but a handful of servers are built with it."""
 
 
 class BackupRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,13 +69,12 @@ def run_backup(request: BackupRequest, repository: Repository, progress: Progres
     with ReplicationConnection.open(request.dsn) as connection:
         identity = connection.identify_system()
         facts = _server_facts(connection)
-        with _claim(repository, identity, progress):
-            try:
-                return _attempt(request, repository, progress, connection, identity, facts, verify_on_server=True)
-            except ChecksumFailure as failure:
-                progress.note(f"{failure}: reading everything once more, to find and record the damaged pages")
-        with ReplicationConnection.open(request.dsn) as again, _claim(repository, identity, progress):
-            return _attempt(request, repository, progress, again, identity, facts, verify_on_server=False)
+    with _claim(repository, identity, progress):
+        try:
+            return _attempt(request, repository, progress, identity, facts, verify_on_server=True)
+        except ChecksumFailure as failure:
+            progress.note(f"{failure}: reading everything once more, to find and record the damaged pages")
+            return _attempt(request, repository, progress, identity, facts, verify_on_server=False)
 
 
 @contextmanager
@@ -81,7 +89,6 @@ def _attempt(
     request: BackupRequest,
     repository: Repository,
     progress: Progress,
-    connection: ReplicationConnection,
     identity: SystemIdentity,
     facts: _ServerFacts,
     *,
@@ -89,35 +96,43 @@ def _attempt(
 ) -> Manifest:
     started = utc_now()
     check = None
-    if facts.data_checksums and not verify_on_server:
+    if facts.data_checksums and facts.block_size == _CHECKED_BLOCK_SIZE and not verify_on_server:
         # only here: numpy takes a tenth of a second and 30 MB, and few servers have damaged pages
         from pgkeep.backup.page_check import PageCheckLog
 
         check = PageCheckLog(facts.segment_blocks)
     archive = repository.wal(identity.system_identifier)
-    connection.notice = progress.note
+    cell_size = repository.parameters.cell_size
+    slots = _SLOTS_PER_JOB * (request.jobs or os.cpu_count() or 1)
+    order = ReceiverOrder(
+        dsn=request.dsn,
+        system_identifier=identity.system_identifier,
+        label=request.label,
+        fast_checkpoint=request.fast_checkpoint,
+        verify_checksums=verify_on_server,
+        max_rate=request.rate,
+        cell_size=cell_size,
+        inline_size=INLINE_BYTES,
+        slots=slots,
+    )
     with (
+        Receiver(cell_size=cell_size, slots=slots) as receiver,
         WalCollector(request.dsn, archive, progress) as wal,
         repository.writer() as writer,
         FileAssembler(writer, repository.parameters, jobs=request.jobs, check=check) as assembler,
     ):
+        receiver.begin(order)
         progress.phase("waiting for the server's checkpoint")
-        backup = connection.base_backup(
-            BaseBackupOptions(
-                label=request.label,
-                fast_checkpoint=request.fast_checkpoint,
-                verify_checksums=verify_on_server,
-                max_rate=request.rate,
-            )
-        )
-        wal.start(backup.start_lsn, backup.start_timeline, facts.wal_segment_size)
+        frames = receiver.frames()
+        start = wait_for_start(frames, progress)
+        wal.start(LSN(start.start_lsn), start.timeline, facts.wal_segment_size)
         if check is not None:
-            check.start_lsn = backup.start_lsn
-        progress.phase("copying", sum(tablespace.size or 0 for tablespace in backup.tablespaces))
-        labels = receive(backup, assembler, wal.check, progress)
-        from_standby = parse_backup_label(labels.backup_label).backup_from == "standby"
+            check.start_lsn = start.start_lsn
+        progress.phase("copying", sum(size or 0 for _, _, size in start.tablespaces))
+        received = receive(frames, receiver, assembler, wal.check, progress)
+        from_standby = parse_backup_label(received.backup_label).backup_from == "standby"
         progress.phase("making it durable")
-        wal_range = wal.finish(backup.stop_lsn, from_standby=from_standby)
+        wal_range = wal.finish(LSN(received.stop_lsn), from_standby=from_standby)
         directories = list(assembler.tree())
         writer.flush()
         manifest = Manifest(
@@ -130,15 +145,16 @@ def _attempt(
             from_standby=from_standby,
             started=started,
             finished=utc_now(),
-            timeline=backup.start_timeline,
-            start_lsn=int(backup.start_lsn),
-            stop_lsn=int(backup.stop_lsn),
+            timeline=start.timeline,
+            start_lsn=start.start_lsn,
+            stop_lsn=received.stop_lsn,
+            page_size=repository.parameters.page_size,
             block_size=facts.block_size,
             segment_blocks=facts.segment_blocks,
             data_checksums=facts.data_checksums,
-            backup_label=labels.backup_label,
-            tablespace_map=labels.tablespace_map,
-            tablespaces=_tablespaces(backup),
+            backup_label=received.backup_label,
+            tablespace_map=received.tablespace_map,
+            tablespaces=_tablespaces(start),
             directories=directories,
             wal=wal_range,
             logical_size=assembler.logical_size,
@@ -169,9 +185,9 @@ def _server_facts(connection: ReplicationConnection) -> _ServerFacts:
     )
 
 
-def _tablespaces(backup: BaseBackup) -> list[Tablespace]:
+def _tablespaces(start: Started) -> list[Tablespace]:
     return [
-        Tablespace(tablespace.oid, tablespace.location, tablespace.size or 0)
-        for tablespace in backup.tablespaces
-        if tablespace.oid is not None and tablespace.location is not None
+        Tablespace(oid, location, size or 0)
+        for oid, location, size in start.tablespaces
+        if oid is not None and location is not None
     ]

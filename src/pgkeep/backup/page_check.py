@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from pgkeep.postgres.layout import is_checksummed, parse_relation_path
-from pgkeep.postgres.pages import verify_pages
+from pgkeep.postgres.pages import PAGE_SIZE, verify_pages
 from pgkeep.repository.manifests import DamagedPage
 
 __all__ = ["PageCheckLog"]
@@ -28,7 +28,7 @@ class PageCheckLog:
 
     def __call__(self, path: bytes, first_page: int, data: bytes) -> None:
         """Check one cell of a file."""
-        if not is_checksummed(path) or len(data) % 8192:
+        if not is_checksummed(path) or len(data) % PAGE_SIZE:
             return
         relation = parse_relation_path(path)
         first_block = first_page + (relation.segment * self._segment_blocks if relation is not None else 0)

@@ -40,7 +40,7 @@ class ServerManifestCheck:
         self._files = 0
         self._seal: str | None = None
 
-    def feed(self, data: memoryview) -> None:
+    def feed(self, data: bytes) -> None:
         """More of the manifest. Raises DamageError for the first file that differs."""
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()

@@ -28,7 +28,7 @@ __all__ = ["Lease"]
 _LIFETIME = timedelta(minutes=5)
 """How long a lease holds without renewal: a writer on another machine is given up for dead after it."""
 
-_SETTLING = 2.0
+_SETTLING = 5.0
 """Seconds that a writer waits for one which sorts behind it: that one gives way at once, unless it holds already."""
 
 

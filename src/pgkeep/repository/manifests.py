@@ -52,7 +52,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """All that a restore needs to know of a backup. Sizes in bytes, LSNs as numbers, times in UTC.
 
     ``logical_size`` is what the files hold, ``stored_size`` what a restore reads of them, ``new_size`` what this backup
-    added to the repository.
+    added to the repository. ``page_size`` is the unit of the page maps; ``block_size`` the server's, and ``segment_blocks``
+    of them make a full relation segment.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     timeline: int
     start_lsn: int
     stop_lsn: int
+    page_size: int
     block_size: int
     segment_blocks: int
     data_checksums: bool

@@ -64,7 +64,7 @@ class BackupTree:
         if file.entry.inline is not None:
             yield file.entry.inline
             return
-        page_size, size, position = self.manifest.block_size, file.entry.size, 0
+        page_size, size, position = self.manifest.page_size, file.entry.size, 0
         for extent in self.extents(file):
             start = extent.first_page * page_size
             yield from _zeros(start - position)

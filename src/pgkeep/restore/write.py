@@ -45,7 +45,7 @@ class FileWriter:
         self._locate = locate
         self._owner = owner
         self._progress = progress
-        self._page_size = tree.manifest.block_size
+        self._page_size = tree.manifest.page_size
         self._window: list[tuple[bytes, str, Extent, int]] = []
         # direct writes wait for the disk, so that twice as many threads as processors keep both busy
         self._workers = Workers(jobs or 2 * (os.cpu_count() or 1), "restore", waiting=2)
@@ -54,7 +54,7 @@ class FileWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._workers.__exit__()
+        self._workers.close()
 
     def make_directory(self, path: bytes, mode: int) -> None:
         """Create a directory that is not there yet, with this mode."""

@@ -9,7 +9,7 @@ import google_crc32c
 
 from pgkeep.errors import DamageError
 from pgkeep.postgres.layout import is_checksummed, parse_relation_path
-from pgkeep.postgres.pages import verify_pages
+from pgkeep.postgres.pages import PAGE_SIZE, verify_pages
 from pgkeep.postgres.wal import check_segment_header, parse_segment_name, read_segment_header
 from pgkeep.progress import Progress
 from pgkeep.repository import Repository
@@ -86,11 +86,12 @@ class _Check:
 
     def _check_pages(self, file: BackupFile, position: int, piece: bytes) -> int:
         manifest = self._manifest
-        if not manifest.data_checksums or not is_checksummed(file.path) or len(piece) % manifest.block_size:
+        is_known = manifest.data_checksums and manifest.block_size == PAGE_SIZE and is_checksummed(file.path)
+        if not is_known or len(piece) % PAGE_SIZE:
             return 0
         relation = parse_relation_path(file.path)
         segment = relation.segment if relation is not None else 0
-        first_block = position // manifest.block_size + segment * manifest.segment_blocks
+        first_block = position // PAGE_SIZE + segment * manifest.segment_blocks
         check = verify_pages(piece, first_block=first_block, start_lsn=manifest.start_lsn)
         bad = [int(block) for block in check.failures if (file.path, int(block)) not in self._known]
         if bad:
@@ -101,7 +102,7 @@ class _Check:
                     path=file.shown_path,
                 )
             )
-        return len(piece) // manifest.block_size
+        return len(piece) // PAGE_SIZE
 
     def wal(self, archive: WalArchive, name: str) -> None:
         """Read a segment, a piece or a history file."""

@@ -36,7 +36,12 @@ def test_the_independent_hkdf_gives_the_vector_of_rfc_5869() -> None:
     )  # fmt: skip
 
 
-@given(ring=rings, plain=st.binary(max_size=300), associated=st.binary(max_size=50), nonce=st.binary(min_size=12, max_size=12))
+@given(
+    ring=rings,
+    plain=st.binary(max_size=300),
+    associated=st.binary(max_size=50),
+    nonce=st.binary(min_size=12, max_size=12),
+)
 def test_what_is_sealed_opens(ring: KeyRing, plain: bytes, associated: bytes, nonce: bytes) -> None:
     sealer = ring.sealer(bytes(32), "test")
     sealed = sealer.seal(nonce, memoryview(plain), associated)

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import random
 import struct
 import sys
@@ -26,10 +27,20 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from pgkeep.backup.assembler import FileAssembler, FileFacts
 from pgkeep.repository import KeyFile, Passphrase, Repository, Secret
-from pgkeep.repository.contents import Parameters
+from pgkeep.repository.contents import ContentWriter, Parameters
 from pgkeep.repository.manifests import Manifest, WalRange
+from pgkeep.repository.maps import (
+    INLINE_BYTES,
+    INLINE_EXTENTS,
+    Directory,
+    Extent,
+    FileEntry,
+    cut_listings,
+    encode_entry,
+    encode_extents,
+)
+from pgkeep.repository.packs import PackKind
 from pgkeep.repository.posix import PosixStore
 
 if sys.version_info >= (3, 14):
@@ -67,7 +78,9 @@ class Reader:
         assert (fields["format"], fields["required_features"]) == (1, [])
         self.family = bytes.fromhex(fields["family"])
         self.suite = {"none": 0, "aes-256-gcm": 1}[fields["encryption"]]
-        self.root_key = self.unwrap(secret) if self.suite else hashlib.sha256(b"pgkeep/1 unencrypted " + self.family).digest()
+        self.root_key = (
+            self.unwrap(secret) if self.suite else hashlib.sha256(b"pgkeep/1 unencrypted " + self.family).digest()
+        )
         seal = fields.pop("seal")
         assert hmac.digest(self.key(self.family, "root record"), canonical(fields), "sha256").hex() == seal
         self.places = dict(self.read_index())
@@ -169,7 +182,9 @@ class Reader:
         directory, _, name = path.rpartition(b"/")
         listings = next(listings for found, _, listings, *_ in manifest["directories"] if found == directory)
         entries = [entry for listing in listings for entry in msgspec.msgpack.decode(self.content(listing))]
-        found, size, _, _, crc, inline, extents, map_id = next((*e, *[None] * (8 - len(e))) for e in entries if e[0] == name)
+        found, size, _, _, crc, inline, extents, map_id = next(
+            (*e, *[None] * (8 - len(e))) for e in entries if e[0] == name
+        )
         assert found == name
         data = bytearray(size if inline is None else inline)
         page = manifest["block_size"]
@@ -197,25 +212,42 @@ def files() -> dict[bytes, bytes]:
     }
 
 
+def entry_of(writer: ContentWriter, parameters: Parameters, path: bytes, data: bytes) -> FileEntry:
+    """As a backup stores a file: inline, or in cells whose map is in the entry or a content of its own."""
+    facts = (os.path.basename(path), len(data), 0o600, 1_700_000_000, google_crc32c.value(data))
+    if len(data) <= INLINE_BYTES:
+        return FileEntry(*facts, inline=data)
+    extents = []
+    for start in range(0, len(data), parameters.cell_size):
+        cell = data[start : start + parameters.cell_size]
+        if any(cell):
+            pages = -(-len(cell) // parameters.page_size)
+            extents.append(Extent(start // parameters.page_size, pages, 0, writer.put(PackKind.DATA, cell).id))
+    encoded = encode_extents(extents)
+    if len(extents) <= INLINE_EXTENTS:
+        return FileEntry(*facts, extents=encoded)
+    return FileEntry(*facts, map_id=writer.put(PackKind.META, encoded).id)
+
+
 def take_backup(repository: Repository, contents: dict[bytes, bytes], wal: bytes) -> Manifest:
     moment = datetime(2026, 11, 23, 3, 4, 5, tzinfo=UTC)
     segment = "000000010000000000000002"
-    with repository.writer() as writer, FileAssembler(writer, repository.parameters, jobs=2) as assembler:
-        for path, data in contents.items():
-            assembler.begin(FileFacts(path, len(data), 0o600, 1_700_000_000))
-            assembler.data(memoryview(data))
-            assembler.end()
-        assembler.drain()
-        directories = list(assembler.tree())
+    with repository.writer() as writer:
+        directories = []
+        for directory in sorted({os.path.dirname(path) for path in contents}):
+            inside = {path: data for path, data in sorted(contents.items()) if os.path.dirname(path) == directory}
+            entries = [encode_entry(entry_of(writer, repository.parameters, *file)) for file in inside.items()]
+            listings = [writer.put(PackKind.META, listing).id for listing in cut_listings(entries)]
+            directories.append(Directory(directory, 0o700, listings, len(entries), sum(map(len, inside.values()))))
         writer.flush()
         stored = repository.wal(7123).put(segment, wal)
         manifest = Manifest(
             id="20261123T030405Z-0a1b2c3d", cluster="auth", label="", mode="stream", system_identifier=7123,
             server_version=180001, from_standby=False, started=moment, finished=moment, timeline=1, start_lsn=1 << 25,
-            stop_lsn=(1 << 25) + 296, block_size=8192, segment_blocks=131072, data_checksums=True,
+            stop_lsn=(1 << 25) + 296, block_size=8192, page_size=8192, segment_blocks=131072, data_checksums=True,
             backup_label=b"START WAL LOCATION: 0/2000028\n", tablespace_map=b"", tablespaces=[], directories=directories,
-            wal=WalRange(1, 1 << 25, (1 << 25) + 296, len(wal), [segment], stored), logical_size=assembler.logical_size,
-            stored_size=assembler.stored_size, new_size=writer.new_bytes, files=assembler.files,
+            wal=WalRange(1, 1 << 25, (1 << 25) + 296, len(wal), [segment], stored), logical_size=sum(map(len, contents.values())),
+            stored_size=writer.new_bytes, new_size=writer.new_bytes, files=len(contents),
         )  # fmt: skip
         repository.catalog.commit(manifest)
     return manifest

@@ -132,8 +132,8 @@ def test_a_file_that_cannot_be_an_object_is_refused_on_the_way_out(store: PosixS
 
 @pytest.mark.parametrize(
     "name",
-    ["", "/", "/a", "a/", "a//b", "..", "../a", "a/../b", ".", "./a", "a/.b", "a b", "a\n", "a\0", "ä", "a\\b", "x" * 129]
-    + ["/".join("a" * 9)],
+    ["", "/", "/a", "a/", "a//b", "..", "../a", "a/../b", ".", "./a", "a/.b", "a b", "a\n", "a\0", "ä", "a\\b", "x" * 129,
+     "a/" * 8 + "a"],
 )  # fmt: skip
 def test_names_that_could_leave_the_store_or_be_confused_are_refused(store: PosixStore, name: str) -> None:
     for call in (lambda: check_name(name), lambda: store.put(name, [b""]), lambda: store.get(name)):
@@ -200,7 +200,7 @@ def test_objects_can_be_read_by_the_group_and_changed_by_nobody(store: PosixStor
 
 def test_a_file_where_a_folder_should_be_is_an_error_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StoreError, match="cannot write a/b in file://.*: Not a directory") as caught:
+    with pytest.raises(StoreError, match=r"cannot write a/b in file://.*: Not a directory") as caught:
         PosixStore(tmp_path / "file").put("a/b", [b"1"])
     assert "no directory stands at" in str(caught.value.hint)
 
