@@ -1,0 +1,62 @@
+"""Jobs as tests call them: a repository of their own, a backup, a restore."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgkeep.backup import BackupRequest, run_backup
+from pgkeep.postgres.account import give_to, server_account
+from pgkeep.postgres.server import Server
+from pgkeep.repository import KeyFile, Repository, open_store
+from pgkeep.repository.contents import Parameters
+from pgkeep.restore import RestoreOutcome, RestoreRequest, run_restore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pgkeep.postgres.binaries import ServerBinaries
+    from pgkeep.repository.manifests import Manifest
+
+__all__ = ["KEY", "SMALL", "backup", "new_repository", "restore", "running_copy", "server_place"]
+
+KEY = KeyFile(bytes(range(32)))
+SMALL = Parameters(cell_size=64 << 10, pack_size=1 << 20)
+"""Many objects of every kind from a small cluster."""
+
+
+def new_repository(place: Path, parameters: Parameters | None = None, *, encrypted: bool = True) -> Repository:
+    """A fresh repository in a directory that is not there yet."""
+    return Repository.create(open_store(str(place)), KEY if encrypted else None, parameters)
+
+
+def backup(dsn: str, repository: Repository, *, rate: int | None = None) -> Manifest:
+    """A backup of the server behind the DSN."""
+    return run_backup(BackupRequest(cluster="test", dsn=dsn, rate=rate), repository)
+
+
+def restore(repository: Repository, target: Path, **options: object) -> RestoreOutcome:
+    """A restore of the newest backup; ``options`` as in RestoreRequest."""
+    request = RestoreRequest(target=str(target), **options)  # type: ignore[arg-type]
+    return run_restore(request, repository)
+
+
+@contextmanager
+def running_copy(target: Path, binaries: ServerBinaries) -> Iterator[Server]:
+    """Start a server on a restored directory, wait until it accepts writes, stop it at the end."""
+    server = Server(target, binaries)
+    try:
+        server.start({"fsync": False})
+        while server.status() != "ready" or (target / "recovery.signal").exists():
+            server.wait_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+def server_place(directory: Path) -> Path:
+    """Make a directory that belongs to the server's account."""
+    directory.mkdir(parents=True)
+    give_to(server_account(), directory)
+    return directory
