@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["KEY", "SMALL", "backup", "new_repository", "restore", "running_copy", "server_place"]
 
 KEY = KeyFile(bytes(range(32)))
-SMALL = Parameters(cell_size=64 << 10, pack_size=1 << 20)
+SMALL = Parameters(cell_size=256 << 10, pack_size=2 << 20)
 """Many objects of every kind from a small cluster."""
 
 
