@@ -183,7 +183,10 @@ def _is_occupied(place: Path) -> bool:
 
 
 def _aside(place: Path) -> Path:
-    return place.with_name(f"{place.name}.before-{utc_now():%Y%m%dT%H%M%SZ}")
+    """A name that nothing has: rename(2) would silently replace an empty directory."""
+    name = f"{place.name}.before-{utc_now():%Y%m%dT%H%M%SZ}"
+    candidates = (place.with_name(name + suffix) for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
+    return next(path for path in candidates if not os.path.lexists(path))
 
 
 def _existing_parent(place: Path) -> Path:
