@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,8 +49,10 @@ def running_copy(target: Path, binaries: ServerBinaries) -> Iterator[Server]:
     server = Server(target, binaries)
     try:
         server.start({"fsync": False})
+        deadline = time.monotonic() + 60
         while server.status() != "ready" or (target / "recovery.signal").exists():
             server.wait_ready()
+            assert time.monotonic() < deadline, server.log_tail()
         yield server
     finally:
         server.stop()

@@ -23,8 +23,8 @@ from pgkeep.restore.write import FileWriter, sync_file_systems, target_errors
 __all__ = ["RestoreOutcome", "RestoreRequest", "run_restore"]
 
 _PG_CONTROL = b"global/pg_control"
-_LEFT_OUT = frozenset({b"tablespace_map", _PG_CONTROL})
-"""pg_control is written last, so that a half restore cannot start; links are made here instead of by tablespace_map."""
+_NOT_RESTORED = frozenset({b"tablespace_map", b"standby.signal", b"recovery.signal"})
+"""Links are made here instead of by tablespace_map; a standby's signal would keep the copy from ever ending recovery."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ def _write_everything(plan: RestorePlan, repository: Repository, progress: Progr
             for file in tree.files_of(directory):
                 if file.path == _PG_CONTROL:
                     control = file
-                if file.path not in _LEFT_OUT:
+                elif file.path not in _NOT_RESTORED:
                     writer.add(file)
         _link_tablespaces(plan, locate, owner)
         _write_wal(plan, repository, writer, locate)
@@ -92,8 +92,8 @@ def _write_everything(plan: RestorePlan, repository: Repository, progress: Progr
         outcome.notes += write_settings(
             target, settings=request.settings, keep_archiving=request.keep_archiving, backup_id=manifest.id
         )
-        # the map's links are made already, so it is left out, and pg_verifybackup must not miss it
-        pieces = backup_manifest(tree, leave_out={b"tablespace_map"})
+        # pg_verifybackup must not miss what is left out on purpose
+        pieces = backup_manifest(tree, leave_out=_NOT_RESTORED)
         _write_owned(locate(b"backup_manifest"), 0o600, pieces, owner)
         progress.phase("making it durable")
         sync_file_systems([locate(b""), *(os.fsencode(tablespace.new) for tablespace in plan.tablespaces)])
