@@ -13,6 +13,8 @@ from pgkeep.postgres.server import Server
 from pgkeep.repository import KeyFile, Repository, open_store
 from pgkeep.repository.contents import Parameters
 from pgkeep.restore import RestoreOutcome, RestoreRequest, run_restore
+from support.servers import sql
+from support.servers import sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,9 +52,9 @@ def running_copy(target: Path, binaries: ServerBinaries) -> Iterator[Server]:
     try:
         server.start({"fsync": False})
         deadline = time.monotonic() + 60
-        while server.status() != "ready" or (target / "recovery.signal").exists():
-            server.wait_ready()
+        while sql(server.dsn(), "SELECT pg_is_in_recovery()") == [(True,)]:
             assert time.monotonic() < deadline, server.log_tail()
+            time.sleep(0.02)
         yield server
     finally:
         server.stop()

@@ -75,6 +75,8 @@ def command(
     )
     damaged = sum(len(manifest.damaged_pages) for _, manifest in manifests)
     if damaged:
+        if context.json:
+            context.exit(DamageError.exit_code)
         raise DamageError(
             f"the backup is stored, but {damaged} pages have wrong checksums on the server",
             hint=f"pgkeep show {manifests[0][1].id} lists them; look after the server's disk before anything else",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from pgkeep.cli.options import Context, common_options, examples
+from pgkeep.cli.options import Context, add_global_options, common_options, examples
 from pgkeep.cli.repositories import Chosen, repository_options
 
 __all__ = ["command"]
 
 
-@click.group("repository", short_help="Care of a repository itself.")
+@click.group("repository", epilog=examples("pgkeep repository reindex"))
+@add_global_options
 def command() -> None:
     """Care of a repository itself."""
 

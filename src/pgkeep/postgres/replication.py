@@ -39,6 +39,8 @@ _EPOCH = 946_684_800
 _STATUS_INTERVAL = 10.0
 """Seconds between status updates; the server gives a receiver up after wal_sender_timeout, 60 s by default."""
 
+_CANCEL_WAIT = 2.0
+
 _CHECKSUM_FAILURE = "XX001"
 """ERRCODE_DATA_CORRUPTED: what basebackup.c raises after the last byte where a page's checksum was wrong."""
 
@@ -161,9 +163,23 @@ class ReplicationConnection:
         """Cancel what runs and close."""
         if self._busy and self.pgconn.status == pq.ConnStatus.OK:
             # the server may be gone, and closing is what matters
-            with contextlib.suppress(psycopg.Error):
-                self.pgconn.get_cancel().cancel()
+            with contextlib.suppress(psycopg.Error, OSError):
+                self._cancel()
         self.pgconn.finish()
+
+    def _cancel(self) -> None:
+        """Ask the server to stop, for `_CANCEL_WAIT` seconds at most: libpq's simple call would wait for ever."""
+        request = self.pgconn.cancel_conn()
+        try:
+            request.start()
+            deadline = time.monotonic() + _CANCEL_WAIT
+            while (status := request.poll()) in {pq.PollingStatus.READING, pq.PollingStatus.WRITING}:
+                poll = select.poll()
+                poll.register(request.socket, select.POLLIN if status == pq.PollingStatus.READING else select.POLLOUT)
+                if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+                    return
+        finally:
+            request.finish()
 
     @property
     def server_version(self) -> int:

@@ -73,11 +73,9 @@ def _write_everything(plan: RestorePlan, repository: Repository, progress: Progr
         owner=owner,
         progress=progress,
     ) as writer:
-        writer.make_directory(b"", 0o700)
-        marker = target / INCOMPLETE_MARKER
-        marker.touch(mode=0o600)
-        for tablespace in plan.tablespaces:
-            writer.make_directory(b"pg_tblspc/%d" % tablespace.oid, 0o700)
+        for root in (b"", *(b"pg_tblspc/%d" % tablespace.oid for tablespace in plan.tablespaces)):
+            writer.make_directory(root, 0o700)
+            _write_owned(os.path.join(locate(root), os.fsencode(INCOMPLETE_MARKER)), 0o600, iter(()), owner)
         control: BackupFile | None = None
         for directory in tree.directories():
             writer.make_directory(directory.path, directory.mode)
@@ -89,9 +87,10 @@ def _write_everything(plan: RestorePlan, repository: Repository, progress: Progr
         _link_tablespaces(plan, locate, owner)
         _write_wal(plan, repository, writer, locate)
         writer.finish()
-        outcome.notes += write_settings(
-            target, settings=request.settings, keep_archiving=request.keep_archiving, backup_id=manifest.id
-        )
+        with target_errors(locate(b"")):
+            outcome.notes += write_settings(
+                target, settings=request.settings, keep_archiving=request.keep_archiving, backup_id=manifest.id
+            )
         # pg_verifybackup must not miss what is left out on purpose
         pieces = backup_manifest(tree, leave_out=_NOT_RESTORED)
         _write_owned(locate(b"backup_manifest"), 0o600, pieces, owner)
@@ -101,8 +100,11 @@ def _write_everything(plan: RestorePlan, repository: Repository, progress: Progr
             place = locate(control.path)
             _write_owned(place, control.entry.mode & 0o7777, tree.read(control), owner)
             _fsync(Path(os.fsdecode(place)).parent)
-        marker.unlink()
-        _fsync(target)
+        # the target's own comes last: a tablespace that still had one would be cleared away as a leftover
+        for path in reversed(plan.places):
+            with target_errors(os.fsencode(path)):
+                (path / INCOMPLETE_MARKER).unlink()
+                _fsync(path)
 
 
 class _Locator:
@@ -132,10 +134,21 @@ def _make_room(plan: RestorePlan) -> None:
     for old, new in plan.moved_aside:
         with target_errors(os.fsencode(old)):
             os.rename(old, new)
-    for place in (str(plan.target), *(tablespace.new for tablespace in plan.tablespaces)):
-        if os.path.exists(os.path.join(place, INCOMPLETE_MARKER)):
-            with target_errors(os.fsencode(place)):
-                shutil.rmtree(place)
+    for place in plan.places:
+        with target_errors(os.fsencode(place)):
+            if (place / INCOMPLETE_MARKER).exists():
+                _clear(place)
+
+
+def _clear(place: Path) -> None:
+    """Empty a directory that a restore left behind: pg_control first and the marker last, since this may break off too."""
+    (place / os.fsdecode(_PG_CONTROL)).unlink(missing_ok=True)
+    for path in place.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != INCOMPLETE_MARKER:
+            path.unlink()
+    (place / INCOMPLETE_MARKER).unlink()
 
 
 def _link_tablespaces(plan: RestorePlan, locate: _Locator, owner: tuple[int, int] | None) -> None:

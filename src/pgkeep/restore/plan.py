@@ -18,7 +18,7 @@ from pgkeep.units import format_size, format_time, utc_now
 __all__ = ["INCOMPLETE_MARKER", "RestorePlan", "RestoreRequest", "TablespacePlan", "make_plan"]
 
 INCOMPLETE_MARKER = "pgkeep.restore-incomplete"
-"""Stands in a data directory from a restore's first byte to its last."""
+"""Stands in a data directory and in its tablespaces from a restore's first byte to its last."""
 
 _MARGIN = 64 << 20
 """Room that a server wants to start at all: WAL it writes, control and log files."""
@@ -68,6 +68,11 @@ class RestorePlan:
     def major(self) -> int:
         """The major version of PostgreSQL that the backup needs."""
         return self.manifest.server_version // 10000
+
+    @property
+    def places(self) -> list[Path]:
+        """The directories that are made: the target, then its tablespaces."""
+        return [self.target, *(Path(tablespace.new) for tablespace in self.tablespaces)]
 
 
 def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
@@ -148,10 +153,10 @@ def _refuse_unusable(place: Path) -> None:
             f"a PostgreSQL server runs on {place}",
             hint=f"stop it first: pg_ctl -D {place} stop; or name another --target-dir",
         )
-    parent = _existing_parent(place)
-    if not os.access(parent, os.W_OK | os.X_OK):
+    directory = _first_written(place)
+    if not os.access(directory, os.W_OK | os.X_OK):
         raise TargetError(
-            f"{parent} cannot be written by this user", hint=f"run as its owner, or: chown <user> {parent}"
+            f"{directory} cannot be written by this user", hint=f"run as its owner, or: chown <user> {directory}"
         )
     if _is_occupied(place) and os.path.ismount(place):
         raise TargetError(
@@ -189,6 +194,13 @@ def _aside(place: Path) -> Path:
     return next(path for path in candidates if not os.path.lexists(path))
 
 
+def _first_written(place: Path) -> Path:
+    """The directory that a restore writes in first: the place itself where it is there and free, else its nearest parent."""
+    if place.is_dir() and not _is_occupied(place):
+        return place
+    return _existing_parent(place)
+
+
 def _existing_parent(place: Path) -> Path:
     parent = place.parent
     while not parent.exists():
@@ -220,12 +232,12 @@ def _room(manifest: Manifest, target: Path, tablespaces: list[TablespacePlan]) -
     needs += [(Path(tablespace.new), sizes[b"pg_tblspc/%d" % tablespace.oid]) for tablespace in tablespaces]
     by_device: dict[int, tuple[Path, int]] = {}
     for place, size in needs:
-        device = os.stat(_existing_parent(place)).st_dev
+        device = os.stat(_first_written(place)).st_dev
         first, before = by_device.get(device, (place, 0))
         by_device[device] = first, before + size
     room = {}
     for place, needed in by_device.values():
-        free = shutil.disk_usage(_existing_parent(place)).free
+        free = shutil.disk_usage(_first_written(place)).free
         if free < needed:
             raise TargetError(
                 f"no room at {place}: {format_size(needed)} are needed, {format_size(free)} are free",
