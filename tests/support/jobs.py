@@ -14,7 +14,6 @@ from pgkeep.repository import KeyFile, Repository, open_store
 from pgkeep.repository.contents import Parameters
 from pgkeep.restore import RestoreOutcome, RestoreRequest, run_restore
 from support.servers import sql
-from support.servers import sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
