@@ -304,6 +304,10 @@ class ReplicationConnection:
         if result is None:
             raise self._broken()
         if result.status != expected:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                # the next command can be sent only when this one's end has been read; the server may be gone, too
+                with contextlib.suppress(ServerError):
+                    self._finish()
             self._busy = False
             raise _server_error(result)
         return result

@@ -90,8 +90,8 @@ _decoder = msgspec.msgpack.Decoder(Manifest)
 
 
 def new_backup_id(moment: datetime) -> str:
-    """An id that sorts by time: ``20261123T030405Z-1f2e3d4c``."""
-    return f"{moment:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+    """An id that sorts by time, to the millisecond: ``20261123T030405.678Z-1f2e3d4c``."""
+    return f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03}Z-{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True, order=True, slots=True)

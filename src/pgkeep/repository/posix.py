@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pgkeep.direct_io import write_new
-from pgkeep.errors import StoreError
+from pgkeep.errors import DamageError, StoreError
 from pgkeep.repository.store import Buffer, ObjectExists, ObjectInfo, ObjectMissing, check_name
 
 __all__ = ["PosixStore"]
@@ -194,6 +194,10 @@ class PosixStore:
                 ) from error
             raise ObjectMissing(f"{name} is not in {self.url}") from None
         except OSError as error:
+            if verb == "read" and error.errno == errno.EIO:
+                raise DamageError(
+                    f"{name} in {self.url} is damaged: the disk cannot read it", object_name=name
+                ) from error
             raise StoreError(
                 f"cannot {verb} {name} in {self.url}: {error.strerror}", hint=_hint(error, self._root)
             ) from error

@@ -122,8 +122,10 @@ def test_a_manifest_that_went_since_the_listing_is_missing(store: PosixStore, ca
         catalog.read(name)
 
 
-def test_ids_sort_by_time_and_differ_within_a_second() -> None:
-    first, twin = new_backup_id(MOMENT), new_backup_id(MOMENT)
-    assert first.startswith("20261123T030405Z-")
+def test_ids_sort_by_time_and_differ_within_a_millisecond() -> None:
+    """Two backups of a small cluster may begin within one second, and ``latest`` must be the later one."""
+    moment = MOMENT.replace(second=5, microsecond=6000)
+    first, twin = new_backup_id(moment), new_backup_id(moment)
+    assert first.startswith("20261123T030405.006Z-")
     assert first != twin
-    assert max(first, twin) < new_backup_id(MOMENT.replace(second=6))
+    assert max(first, twin) < new_backup_id(moment.replace(microsecond=7000)) < new_backup_id(moment.replace(second=6))

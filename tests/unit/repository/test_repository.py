@@ -7,6 +7,7 @@ import pytest
 from pgkeep.errors import DamageError, KeyFailure, RepositoryError
 from pgkeep.repository import KeyFile, Passphrase, Repository, exists
 from pgkeep.repository.contents import Parameters
+from pgkeep.repository.keys import add_slot
 from pgkeep.repository.posix import PosixStore
 from pgkeep.repository.records import read_record, write_record
 
@@ -37,6 +38,15 @@ def test_a_place_that_is_not_empty_is_refused(store: PosixStore) -> None:
     with pytest.raises(RepositoryError, match="the place is not empty"):
         Repository.create(store, None)
     assert not exists(store)
+
+
+def test_a_creation_that_was_killed_before_its_last_write_can_be_done_again(store: PosixStore) -> None:
+    """All it left is a key slot, which opens nothing."""
+    add_slot(store, bytes(16), bytes(32), KeyFile(bytes(32)))
+
+    Repository.create(store, SECRET)
+
+    assert Repository.open(store, SECRET).encrypted
 
 
 def test_a_repository_is_never_created_over_another(store: PosixStore, repository: Repository) -> None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgkeep.errors import ConfigError, StoreError
+from pgkeep.errors import ConfigError, DamageError, StoreError
 from pgkeep.repository.posix import PosixStore
 from pgkeep.repository.store import ObjectExists, ObjectMissing, Store, check_name, open_store
 
@@ -316,3 +316,18 @@ def test_other_addresses_are_refused_with_a_hint(url: str) -> None:
     with pytest.raises(ConfigError, match="not a repository address") as caught:
         open_store(url)
     assert "file:///absolute/path" in str(caught.value.hint)
+
+
+def test_a_disk_that_cannot_read_an_object_has_damaged_it(store: PosixStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated: pread answers EIO, as for a bad sector; the error names the object."""
+
+    def unreadable(_descriptor: int, _size: int, _position: int) -> bytes:
+        raise OSError(errno.EIO, "simulated")
+
+    store.put("a/b", [b"0123"])
+    monkeypatch.setattr(os, "pread", unreadable)
+
+    with pytest.raises(DamageError) as caught:
+        store.get("a/b")
+
+    assert caught.value.object_name == "a/b"
