@@ -12,7 +12,7 @@ from pgkeep import __version__
 from pgkeep.backup.assembler import FileAssembler
 from pgkeep.backup.stream import receive, wait_for_start
 from pgkeep.backup.wal import WalCollector
-from pgkeep.errors import ServerSettingError
+from pgkeep.errors import ServerSettingError, UsageError
 from pgkeep.postgres.backup_label import parse_backup_label
 from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.replication import (
@@ -31,6 +31,9 @@ from pgkeep.units import parse_size, utc_now
 __all__ = ["BackupRequest", "run_backup"]
 
 _OLDEST_SERVER = 150000
+
+_LONGEST_LABEL = 1023
+"""Bytes; MAXPGPATH of PostgreSQL without its last. A label of several lines would put lines of its own into backup_label."""
 
 _SLOTS_PER_JOB = 4
 """Cells between the receiver and each worker: one at work, the others so that neither waits for the other."""
@@ -61,9 +64,14 @@ class _ServerFacts(msgspec.Struct, frozen=True):
 def run_backup(request: BackupRequest, repository: Repository, progress: Progress | None = None) -> Manifest:
     """Take a full backup over the replication protocol; returns its manifest once it is durable.
 
-    Safe to interrupt and to run again: what reached the repository is not stored twice. Raises ServerError, BusyError
-    where another backup of this cluster runs into this repository, StoreError, DamageError.
+    Safe to interrupt and to run again: what reached the repository is not stored twice. Raises UsageError for a label
+    that cannot be, ServerError, BusyError where another backup of this cluster runs into this repository, StoreError,
+    DamageError.
     """
+    if len(request.label.encode()) > _LONGEST_LABEL or not request.label.isprintable():
+        raise UsageError(
+            f"the label is longer than {_LONGEST_LABEL} bytes, or not one line of text", hint="choose a shorter word"
+        )
     progress = progress or Silent()
     progress.phase("connecting")
     with ReplicationConnection.open(request.dsn) as connection:

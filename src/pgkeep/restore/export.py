@@ -19,6 +19,7 @@ from pgkeep.repository.maps import Directory
 from pgkeep.repository.tree import BackupFile, BackupTree
 from pgkeep.repository.wal_objects import split_piece
 from pgkeep.restore.backup_manifest import backup_manifest
+from pgkeep.restore.plan import refuse_repository
 from pgkeep.restore.write import target_errors
 
 if sys.version_info >= (3, 14):
@@ -68,6 +69,7 @@ class _Export:
         self._mtime = int(manifest.started.timestamp())
 
     def run(self) -> list[Path]:
+        refuse_repository(self._directory, self._repository)
         with target_errors(os.fsencode(self._directory)):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             occupied = any(self._directory.iterdir())

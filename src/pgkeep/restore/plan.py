@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 import msgspec
 
@@ -15,10 +17,12 @@ from pgkeep.repository import Repository
 from pgkeep.repository.manifests import Manifest
 from pgkeep.units import format_size, format_time, utc_now
 
-__all__ = ["INCOMPLETE_MARKER", "RestorePlan", "RestoreRequest", "TablespacePlan", "make_plan"]
+__all__ = ["INCOMPLETE_MARKER", "RestorePlan", "RestoreRequest", "TablespacePlan", "make_plan", "refuse_repository"]
 
 INCOMPLETE_MARKER = "pgkeep.restore-incomplete"
 """Stands in a data directory and in its tablespaces from a restore's first byte to its last."""
+
+_HIGHEST_PORT = 65535
 
 _MARGIN = 64 << 20
 """Room that a server wants to start at all: WAL it writes, control and log files."""
@@ -78,13 +82,16 @@ class RestorePlan:
 def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
     """Prove on paper that a restore can be done.
 
-    Raises NotFoundError, TargetError (in use, no room, a tablespace without a place), UsageError. Touches nothing.
+    Raises NotFoundError, TargetError (in use, no room, a tablespace without a place, the repository itself), UsageError. Touches nothing.
     """
+    _refuse_impossible(request)
     manifest = repository.catalog.find(request.backup, request.cluster)
     target = Path(os.path.abspath(request.target))
     tablespaces = _tablespaces(manifest, request.tablespaces)
     places = [target, *(Path(tablespace.new) for tablespace in tablespaces)]
     _refuse_overlap(places)
+    for place in places:
+        refuse_repository(place, repository)
     moved = [(str(place), str(_aside(place))) for place in places if _is_occupied(place)]
     for place in places:
         _refuse_unusable(place)
@@ -111,6 +118,15 @@ def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
         server=server,
         notes=notes,
     )
+
+
+def _refuse_impossible(request: RestoreRequest) -> None:
+    if not request.target:
+        # as a path it would be the working directory
+        raise UsageError("the target directory has no name", hint="name one: --target-dir DIR")
+    port = request.settings.get("port", "5432")
+    if re.fullmatch(r"[0-9]{1,5}", port) is None or not 1 <= int(port) <= _HIGHEST_PORT:
+        raise UsageError(f"not a port: {port}", hint=f"a number from 1 to {_HIGHEST_PORT}")
 
 
 def _tablespaces(manifest: Manifest, mapping: dict[str, str]) -> list[TablespacePlan]:
@@ -142,6 +158,16 @@ def _refuse_overlap(places: list[Path]) -> None:
                 raise UsageError(
                     f"{place} and {other} lie within each other", hint="give each tablespace a place of its own"
                 )
+
+
+def refuse_repository(place: Path, repository: Repository) -> None:
+    """A target may not be the repository, nor hold it, nor lie in it: it would be moved aside. Raises TargetError."""
+    scheme, _, path = repository.store.url.partition("://")
+    if scheme != "file":
+        return
+    root, real = Path(unquote(path)).resolve(), place.resolve()
+    if root == real or root in real.parents or real in root.parents:
+        raise TargetError(f"{place} and the repository at {root} lie within each other", hint="name another directory")
 
 
 def _refuse_unusable(place: Path) -> None:
@@ -182,8 +208,10 @@ def _is_occupied(place: Path) -> bool:
         names = os.listdir(place)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except PermissionError as error:
-        raise TargetError(f"{place} cannot be read: {error.strerror}", hint="run as its owner") from None
+    except OSError as error:
+        raise TargetError(
+            f"{place} cannot be read: {error.strerror}", hint="run as its owner, or name another directory"
+        ) from None
     return bool(names) and INCOMPLETE_MARKER not in names
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from pgkeep.direct_io import write_at
-from pgkeep.errors import StoreError, TargetError
+from pgkeep.errors import TargetError
 from pgkeep.progress import Progress
 from pgkeep.repository.contents import ContentReader, Location, spans
 from pgkeep.repository.maps import Extent
@@ -168,7 +168,7 @@ class target_errors:  # noqa: N801 - reads as a noun, like contextlib.suppress
 
 
 def sync_file_systems(places: list[bytes]) -> None:
-    """One syncfs(2) for each file system that holds one of these places. Raises StoreError."""
+    """One syncfs(2) for each file system that holds one of these places. Raises TargetError."""
     done: set[int] = set()
     for place in places:
         descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
@@ -179,6 +179,6 @@ def sync_file_systems(places: list[bytes]) -> None:
             done.add(device)
             if _libc.syncfs(descriptor) != 0:
                 number = ctypes.get_errno()
-                raise StoreError(f"the file system of {os.fsdecode(place)} cannot be synced: {os.strerror(number)}")
+                raise TargetError(f"the file system of {os.fsdecode(place)} cannot be synced: {os.strerror(number)}")
         finally:
             os.close(descriptor)

@@ -40,7 +40,7 @@ def run_verify(
     """
     progress = progress or Silent()
     report = VerifyReport()
-    memory = VerifyMemory(store, repository)
+    memory = VerifyMemory(store, repository, progress)
     max_age = timedelta(seconds=request.max_age_seconds)
     if request.scrub:
         scrub(store, memory, report, progress, max_age=max_age, jobs=request.jobs)

@@ -7,11 +7,14 @@ since it gives a backup the state ``verified``.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import msgspec
 
-from pgkeep.errors import DamageError
+from pgkeep.errors import DamageError, StoreError
+from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository, Store
 from pgkeep.repository.records import read_record, write_record
 from pgkeep.repository.sealed import ObjectType, read_sealed, write_sealed
@@ -30,10 +33,12 @@ class _Contents(msgspec.Struct, frozen=True):
 class VerifyMemory:
     """When objects and backups were last found whole."""
 
-    def __init__(self, store: Store, repository: Repository | None) -> None:
+    def __init__(self, store: Store, repository: Repository | None, progress: Progress | None = None) -> None:
         """Read what there is; contents only with an open repository. A damaged record is as good as none."""
         self._store = store
         self._repository = repository
+        self._progress = progress or Silent()
+        self._can_write = True
         self.objects: dict[str, datetime] = {}
         self.backups: dict[str, datetime] = {}
         for info in store.list("scrubs/"):
@@ -59,16 +64,27 @@ class VerifyMemory:
         return backup_id in self.backups and utc_now() - self.backups[backup_id] < max_age
 
     def remember_scrub(self, names: list[str]) -> None:
-        """These objects are whole, now."""
+        """These objects are whole, now. A store that only can be read is verified all the same, and a note says so."""
         if names:
             fields: dict[str, object] = {"time": utc_now().isoformat(), "objects": names}
-            write_record(self._store, _name(_SCRUB), fields)
+            with self._noting_failure():
+                write_record(self._store, _name(_SCRUB), fields)
 
     def remember_content(self, backup_ids: list[str]) -> None:
-        """These backups are whole, now."""
+        """These backups are whole, now; as `remember_scrub`."""
         if backup_ids and self._repository is not None:
             record = msgspec.msgpack.encode(_Contents(utc_now(), backup_ids))
-            write_sealed(self._store, self._repository.keys, _name(_CONTENT), ObjectType.SCRUB, record)
+            with self._noting_failure():
+                write_sealed(self._store, self._repository.keys, _name(_CONTENT), ObjectType.SCRUB, record)
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError as error:
+            if self._can_write:
+                self._progress.note(f"the next run will check everything again: {error}")
+            self._can_write = False
 
 
 def _name(kind: str) -> str:
