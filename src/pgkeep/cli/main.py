@@ -6,11 +6,11 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from pgkeep.cli.lazy_group import LazyGroup
 from pgkeep.cli.options import Context, add_global_options, examples
 from pgkeep.cli.output import print_error
 from pgkeep.errors import Interrupted, PgkeepError, UsageError
@@ -28,6 +28,8 @@ COMMANDS = {
     "list": ("pgkeep.cli.list_cmd", "List the backups."),
     "show": ("pgkeep.cli.show_cmd", "Show all that is known of one backup."),
     "restore": ("pgkeep.cli.restore_cmd", "Bring a backup back into a directory."),
+    "restore-point": ("pgkeep.cli.restore_point_cmd", "Name this moment, so that a restore can go back to it."),
+    "wal": ("pgkeep.cli.wal_cmd", "Receive, push, fetch and watch write-ahead log."),
     "verify": ("pgkeep.cli.verify_cmd", "Check stored bytes and backups against damage."),
     "export": ("pgkeep.cli.export_cmd", "Write a backup as the files of pg_basebackup."),
     "repository": ("pgkeep.cli.repository_cmd", "Care of a repository itself."),
@@ -37,25 +39,9 @@ COMMANDS = {
 """Name -> (module with ``command``, one-line help). Here, so that ``--help`` imports none of them."""
 
 
-class LazyGroup(click.Group):
-    """Imports a command's module when that command is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = import_module(COMMANDS[cmd_name][0]).command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_module, summary) in COMMANDS.items()])
-
-
 @click.command(
     cls=LazyGroup,
+    table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=examples(
         "pgkeep init 'host=db.example port=5432 user=replication_user dbname=auth_db'",

@@ -41,6 +41,8 @@ class ObjectType(IntEnum):
     MANIFEST = 1
     WAL = 2
     SCRUB = 3
+    WAL_TIMES = 4
+    WAL_CLAIM = 5
 
 
 @dataclass(frozen=True, slots=True)

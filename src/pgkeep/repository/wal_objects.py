@@ -1,7 +1,9 @@
 """WAL in the repository: one sealed object a segment, created once.
 
-``clusters/<system identifier>/wal/<timeline, 8 hex digits>/<segment name>``. Bytes of a segment that is not complete
-are a *piece* beside it: ``<segment name>.<first byte, 8 hex digits>-<end, 8 hex digits>``.
+``clusters/<system identifier>/wal/<timeline>/<log>/<segment name>``, timeline and log being the first and the second 8 hex
+digits of the segment's name: a folder holds 4 GiB of WAL, so that no listing grows with the archive. Bytes of a segment that
+is not complete are a *piece* beside it: ``<segment name>.<first byte, 8 hex digits>-<end, 8 hex digits>``. A timeline's
+history file stands in the timeline's folder.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from collections.abc import Iterator
 from pgkeep.errors import StoreError
 from pgkeep.repository.crypto import KeyRing
 from pgkeep.repository.sealed import ObjectSealer, ObjectType, open_parts, read_sealed, stream_sealed
-from pgkeep.repository.store import Buffer, ObjectExists, Store
+from pgkeep.repository.store import Buffer, ObjectExists, ObjectMissing, Store
 
 __all__ = ["DifferentWalError", "WalArchive", "piece_name", "split_piece"]
 
 _LEVEL = 1
 """zstd's level for WAL: it must keep up with the server, and full-page images compress well at any level."""
 
-_PIECE = re.compile(r"([0-9A-F]{24})\.([0-9a-f]{8})-([0-9a-f]{8})")
+_PIECE = re.compile(r"([0-9A-F]{24})\.([0-9a-f]{8})-([0-9a-f]{8})", re.ASCII)
+_IN_LOG = re.compile(r"[0-9A-F]{24}(?:\..*)?", re.ASCII)
+_TIMELINE = re.compile(r"[0-9A-F]{8}", re.ASCII)
 
 
 def split_piece(name: str) -> tuple[str, int, int | None]:
@@ -46,8 +50,9 @@ class WalArchive:
         self._prefix = f"clusters/{system_identifier}/wal/"
 
     def object_name(self, name: str) -> str:
-        """The object that holds a segment or a piece."""
-        return f"{self._prefix}{name[:8]}/{name}"
+        """The object that holds a segment, a piece or a history file."""
+        log = f"{name[8:16]}/" if _IN_LOG.fullmatch(name) else ""
+        return f"{self._prefix}{name[:8]}/{log}{name}"
 
     def sealer(self, name: str) -> ObjectSealer:
         """Takes the bytes of a segment or piece as they come; `keep` makes them durable."""
@@ -89,8 +94,22 @@ class WalArchive:
         """`get`, chunk by chunk."""
         return stream_sealed(self._store, self._keys, self.object_name(name), ObjectType.WAL)
 
-    def names(self, timeline: int | None = None) -> Iterator[tuple[str, int]]:
-        """Names and stored sizes of all WAL, of one timeline or of all."""
-        prefix = self._prefix if timeline is None else f"{self._prefix}{timeline:08X}/"
+    def exists(self, name: str) -> bool:
+        """Whether the repository has it, by one question to the store."""
+        try:
+            self._store.info(self.object_name(name))
+        except ObjectMissing:
+            return False
+        return True
+
+    def timelines(self) -> list[int]:
+        """The timelines of which there is anything, in order."""
+        return sorted(int(folder, 16) for folder in self._store.folders(self._prefix) if _TIMELINE.fullmatch(folder))
+
+    def names(self, timeline: int | None = None, log: int | None = None) -> Iterator[tuple[str, int]]:
+        """Names and stored sizes: of all WAL, of one timeline, or of one log (LSN >> 32) of a timeline; sorted in a log."""
+        prefix = self._prefix
+        if timeline is not None:
+            prefix += f"{timeline:08X}/" + (f"{log:08X}/" if log is not None else "")
         for info in self._store.list(prefix):
             yield info.name.rpartition("/")[2], info.size

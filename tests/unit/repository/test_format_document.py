@@ -271,7 +271,7 @@ def test_a_stranger_reads_a_backup_with_the_document_alone(store: PosixStore, ho
     assert manifest["started"] == taken.started
     assert {path: reader.file(manifest, path) for path in files()} == files()
     segment = manifest["wal"]["segments"][0]
-    assert reader.sealed_object(f"clusters/7123/wal/{segment[:8]}/{segment}", 2, "wal") == wal
+    assert reader.sealed_object(f"clusters/7123/wal/{segment[:8]}/{segment[8:16]}/{segment}", 2, "wal") == wal
 
 
 def test_every_object_of_a_repository_has_a_place_in_the_document(store: PosixStore) -> None:

@@ -25,7 +25,7 @@ def test_a_segment_comes_back(store: PosixStore, archive: WalArchive) -> None:
     size = archive.put(SEGMENT, WAL)
     assert archive.get(SEGMENT) == b"".join(archive.stream(SEGMENT)) == WAL
     assert [(info.name, info.size) for info in store.list("clusters/")] == [
-        (f"clusters/7123/wal/0000000A/{SEGMENT}", size)
+        (f"clusters/7123/wal/0000000A/{SEGMENT[8:16]}/{SEGMENT}", size)
     ]
     assert size < len(WAL) // 2
 

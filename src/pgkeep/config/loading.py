@@ -1,9 +1,4 @@
-"""One TOML file, with overrides from the environment, into typed settings; every mistake is reported, all at once.
-
-The file is the first of ``--config``, ``$PGKEEP_CONFIG``, ``./pgkeep.toml``, ``~/.config/pgkeep/pgkeep.toml`` and
-``/etc/pgkeep/pgkeep.toml``. ``PGKEEP_CLUSTER_<NAME>_DSN`` and ``PGKEEP_REPOSITORY_<NAME>_URL`` / ``_KEY`` override it, and
-may stand for it. ``docs/reference/configuration.md`` is the same for users.
-"""
+"""One TOML file, with overrides from the environment, into typed settings; every mistake is reported, all at once."""
 
 from __future__ import annotations
 
@@ -12,12 +7,12 @@ import re
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pgkeep.config.settings import Cluster, RepositorySettings, Settings
 from pgkeep.errors import ConfigError, NotFoundError
-from pgkeep.units import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,11 +20,9 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 __all__ = [
-    "BackupSettings",
-    "Cluster",
+    "NAME_PATTERN",
+    "SYSTEM_CONFIG",
     "Config",
-    "KeyReference",
-    "RepositorySettings",
     "find_config",
     "load_config",
     "parse_config",
@@ -40,92 +33,8 @@ __all__ = [
 SYSTEM_CONFIG = Path("/etc/pgkeep/pgkeep.toml")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 
-# MAX_RATE of BASE_BACKUP: 32 kB/s to 1 GB/s (PostgreSQL: basebackup.h, MAX_RATE_LOWER and MAX_RATE_UPPER).
-MIN_RATE, MAX_RATE = 32 << 10, 1 << 30
-
 _ENVIRONMENT_KEYS = {"CLUSTER": ("dsn",), "REPOSITORY": ("url", "key")}
 _ENVIRONMENT_NAME = re.compile(r"PGKEEP_(CLUSTER|REPOSITORY)_(.+)_([A-Z]+)")
-
-
-class KeyReference(BaseModel):
-    """Where a repository's secret is kept: ``kind`` and, except for "none", the absolute path of a file."""
-
-    model_config = ConfigDict(frozen=True)
-
-    kind: Literal["file", "passphrase-file", "none"]
-    path: Path | None = None
-
-    def __str__(self) -> str:
-        return self.kind if self.path is None else f"{self.kind}:{self.path}"
-
-
-def _parse_key(value: object, info: ValidationInfo) -> object:
-    if not isinstance(value, str):
-        return value
-    if value == "none":
-        return KeyReference(kind="none")
-    kind, colon, path = value.partition(":")
-    if not colon or not path or kind not in {"file", "passphrase-file"}:
-        raise ValueError(f'{value!r} is none of "file:/path", "passphrase-file:/path" and "none"')
-    return KeyReference(kind=cast("Literal['file', 'passphrase-file']", kind), path=_absolute(path, info))
-
-
-def _parse_url(value: str, info: ValidationInfo) -> str:
-    if value.startswith("file://"):
-        path = value.removeprefix("file://")
-        if not path.startswith("/"):
-            raise ValueError(f"{value!r} needs an absolute path: file:///path")
-        return value
-    if re.match(r"[a-z][a-z0-9+.-]*:", value):
-        raise ValueError(f"{value!r} is of a kind that this version does not know (it knows file:///path)")
-    return _absolute(value, info).as_uri()
-
-
-def _absolute(path: str, info: ValidationInfo) -> Path:
-    """Relative paths are relative to the configuration file, so that it means the same from everywhere."""
-    directory = (info.context or {}).get("directory", Path.cwd())
-    return Path(os.path.normpath(directory / Path(path).expanduser()))
-
-
-def _parse_rate(value: object) -> object:
-    return parse_size(value) if isinstance(value, str) else value
-
-
-def _check_dsn(value: str) -> str:
-    from pgkeep.postgres.dsn import parse_dsn
-
-    parse_dsn(value)
-    return value
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class RepositorySettings(_Settings):
-    """``[repository.NAME]``: ``url`` is ``file:///absolute/path``."""
-
-    name: str
-    url: Annotated[str, Field(min_length=1), AfterValidator(_parse_url)]
-    key: Annotated[KeyReference, BeforeValidator(_parse_key)]
-
-
-class BackupSettings(_Settings):
-    """``backup = { … }`` of a cluster. ``rate`` is bytes a second; None means no limit, or our own choice."""
-
-    mode: Literal["auto", "stream"] = "auto"
-    label: str | None = None
-    jobs: Annotated[int, Field(ge=1, le=256)] | None = None
-    rate: Annotated[int, Field(ge=MIN_RATE, le=MAX_RATE), BeforeValidator(_parse_rate)] | None = None
-
-
-class Cluster(_Settings):
-    """``[cluster.NAME]``: ``repositories`` are names of repositories, the first being the one that is read from."""
-
-    name: str
-    dsn: Annotated[str, Field(min_length=1), AfterValidator(_check_dsn)]
-    repositories: tuple[str, ...]
-    backup: BackupSettings = BackupSettings()
 
 
 class Config(BaseModel):
@@ -287,6 +196,8 @@ def _build(tables: dict[str, Any], path: Path | None, mistakes: list[str]) -> Co
             )
             if not listed:
                 mistakes.append(f"[cluster.{name}] repositories is empty")
+        if isinstance(hooks := filled.get("after_restore"), list):
+            filled["after_restore"] = tuple(hooks)
         _validate(Cluster, "cluster", name, filled, context, mistakes, clusters)
     if mistakes:
         place = "the environment" if path is None else str(path)
@@ -309,7 +220,7 @@ def _named_tables(tables: Mapping[str, Any], kind: str, mistakes: list[str]) -> 
             yield name, table
 
 
-S = TypeVar("S", bound=_Settings)
+S = TypeVar("S", bound=Settings)
 
 
 def _validate(
@@ -333,14 +244,25 @@ def _sentence(kind: str, name: str, model: type[BaseModel], error: ErrorDetails)
     location = [str(part) for part in error["loc"]]
     where = f"[{kind}.{name}] {'.'.join(location)}"
     if error["type"] == "extra_forbidden":
-        fields = BackupSettings.model_fields if location[:-1] == ["backup"] else model.model_fields
-        return f"{where} is not a setting{_nearest(location[-1], [field for field in fields if field != 'name'])}"
+        fields = _fields_at(model, location[:-1])
+        return f"{where} is not a setting{_nearest(location[-1], fields)}"
     if error["type"] == "missing":
         return f"{where} is missing"
     message = error["msg"].removeprefix("Value error, ")
     if message.startswith("is "):
         return f"{where} {message}"
     return f"{where}: {message[:1].lower()}{message[1:]}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The settings of the table at ``path`` within a model; the numbers of a list's items are passed over."""
+    for step in path:
+        if step.isdigit():
+            continue
+        annotation = model.model_fields[step].annotation
+        inner = [annotation, *get_args(annotation)]
+        model = next(kind for kind in inner if isinstance(kind, type) and issubclass(kind, Settings))
+    return [field for field in model.model_fields if path or field != "name"]
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -1,0 +1,220 @@
+"""The settings that a configuration file holds, as typed models; `pgkeep.config.loading` reads them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+from pgkeep.units import parse_duration, parse_size
+
+__all__ = [
+    "BackupSettings",
+    "Cluster",
+    "KeyReference",
+    "Objectives",
+    "RepositorySettings",
+    "RestoreHook",
+    "ServerControl",
+    "Settings",
+    "WalSettings",
+    "state_directory",
+]
+
+# MAX_RATE of BASE_BACKUP: 32 kB/s to 1 GB/s (PostgreSQL: basebackup.h, MAX_RATE_LOWER and MAX_RATE_UPPER).
+MIN_RATE, MAX_RATE = 32 << 10, 1 << 30
+
+
+def state_directory() -> Path:
+    """Where this user's jobs keep what outlives them (XDG Base Directory Specification; for root /var/lib)."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/pgkeep")
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "pgkeep"
+
+
+class KeyReference(BaseModel):
+    """Where a repository's secret is kept: ``kind`` and, except for "none", the absolute path of a file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["file", "passphrase-file", "none"]
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.path is None else f"{self.kind}:{self.path}"
+
+
+def _parse_key(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str):
+        return value
+    if value == "none":
+        return KeyReference(kind="none")
+    kind, colon, path = value.partition(":")
+    if not colon or not path or kind not in {"file", "passphrase-file"}:
+        raise ValueError(f'{value!r} is none of "file:/path", "passphrase-file:/path" and "none"')
+    return KeyReference(kind=cast("Literal['file', 'passphrase-file']", kind), path=_absolute(path, info))
+
+
+def _parse_url(value: str, info: ValidationInfo) -> str:
+    if value.startswith("file://"):
+        path = value.removeprefix("file://")
+        if not path.startswith("/"):
+            raise ValueError(f"{value!r} needs an absolute path: file:///path")
+        return value
+    if re.match(r"[a-z][a-z0-9+.-]*:", value):
+        raise ValueError(f"{value!r} is of a kind that this version does not know (it knows file:///path)")
+    return _absolute(value, info).as_uri()
+
+
+def _absolute(path: str, info: ValidationInfo) -> Path:
+    """Relative paths are relative to the configuration file, so that it means the same from everywhere."""
+    directory = (info.context or {}).get("directory", Path.cwd())
+    return Path(os.path.normpath(directory / Path(path).expanduser()))
+
+
+def _parse_size(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+def _parse_duration(value: object) -> object:
+    return parse_duration(value).total_seconds() if isinstance(value, str) else value
+
+
+def _parse_slot_cap(value: object) -> object:
+    return None if value == "none" else _parse_size(value)
+
+
+def _parse_path(value: object, info: ValidationInfo) -> object:
+    return _absolute(value, info) if isinstance(value, str) else value
+
+
+def _parse_zone(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"{value!r} is not a time zone of this machine (like Asia/Seoul)") from None
+    return value
+
+
+Size = Annotated[int, Field(gt=0), BeforeValidator(_parse_size)]
+Seconds = Annotated[float, Field(gt=0), BeforeValidator(_parse_duration)]
+AbsolutePath = Annotated[Path, BeforeValidator(_parse_path)]
+
+
+def _check_dsn(value: str) -> str:
+    from pgkeep.postgres.dsn import parse_dsn
+
+    parse_dsn(value)
+    return value
+
+
+class Settings(BaseModel):
+    """A table of the file: a key that is not among the fields is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+
+class RepositorySettings(Settings):
+    """``[repository.NAME]``: ``url`` is ``file:///absolute/path``."""
+
+    name: str
+    url: Annotated[str, Field(min_length=1), AfterValidator(_parse_url)]
+    key: Annotated[KeyReference, BeforeValidator(_parse_key)]
+
+
+class BackupSettings(Settings):
+    """``backup = { … }`` of a cluster. ``rate`` is bytes a second; None means no limit, or our own choice."""
+
+    mode: Literal["auto", "stream"] = "auto"
+    label: str | None = None
+    jobs: Annotated[int, Field(ge=1, le=256)] | None = None
+    rate: Annotated[int, Field(ge=MIN_RATE, le=MAX_RATE), BeforeValidator(_parse_size)] | None = None
+
+
+class WalSettings(Settings):
+    """``wal = { … }`` of a cluster: how its WAL reaches the repositories.
+
+    ``ship_every`` is seconds between pieces of the open segment. ``slot`` None: ``pgkeep_`` and the cluster's name.
+    ``slot_cap`` is the most WAL in bytes that the slot may hold back on the server, None for no limit. ``spool`` None: see
+    `Cluster.spool`; ``spool_limit`` is the most that waits there for a repository. ``policy`` says when a pushed segment is
+    safe: in all repositories, or in the first one that takes it, the others catching up.
+    """
+
+    stream: bool = True
+    ship_every: Seconds = 10.0
+    synchronous: bool = False
+    slot: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")] | None = None
+    slot_cap: Annotated[int | None, BeforeValidator(_parse_slot_cap)] = 32 << 30
+    spool: AbsolutePath | None = None
+    spool_limit: Size = 8 << 30
+    policy: Literal["all", "first"] = "all"
+    push_ahead: Annotated[int, Field(ge=0, le=64)] = 4
+    prefetch: Annotated[int, Field(ge=0, le=256)] = 16
+
+
+class Objectives(Settings):
+    """``objectives = { … }``: the most that may be lost, and the longest that a recovery may take, in seconds."""
+
+    rpo: Seconds = 300.0
+    rto: Seconds = 900.0
+
+
+class ServerControl(Settings):
+    """``server = { … }``: where the server lives on this machine, and how it is stopped and started there.
+
+    Either ``unit`` (of systemd), or ``start`` and ``stop`` (commands for the shell); with neither, ``pg_ctl`` does it.
+    """
+
+    data_directory: AbsolutePath | None = None
+    unit: str | None = None
+    start: str | None = None
+    stop: str | None = None
+
+
+class RestoreHook(Settings):
+    """``[[cluster.NAME.after_restore]]``: ``sql`` in ``database``, or ``command`` for the shell; run once recovery has ended."""
+
+    name: str
+    sql: str | None = None
+    database: str = "postgres"
+    command: str | None = None
+    timeout: Seconds = 600.0
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> RestoreHook:
+        if (self.sql is None) == (self.command is None):
+            raise ValueError("needs either sql or command")
+        return self
+
+
+class Cluster(Settings):
+    """``[cluster.NAME]``: ``repositories`` are names of repositories, the first being the one that is read from.
+
+    ``time_zone`` is that of times without one; None means this machine's.
+    """
+
+    name: str
+    dsn: Annotated[str, Field(min_length=1), AfterValidator(_check_dsn)]
+    repositories: tuple[str, ...]
+    backup: BackupSettings = BackupSettings()
+    wal: WalSettings = WalSettings()
+    objectives: Objectives = Objectives()
+    server: ServerControl = ServerControl()
+    after_restore: tuple[RestoreHook, ...] = ()
+    time_zone: Annotated[str, BeforeValidator(_parse_zone)] | None = None
+
+    @property
+    def slot(self) -> str:
+        """The name of the replication slot."""
+        return self.wal.slot or "pgkeep_" + re.sub(r"[^a-z0-9_]", "_", self.name.lower())
+
+    @property
+    def spool(self) -> Path:
+        """Where WAL waits on this machine: ``/var/lib/pgkeep/<name>`` as root, else below the user's state directory."""
+        return self.wal.spool or state_directory() / self.name
