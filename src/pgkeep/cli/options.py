@@ -77,7 +77,7 @@ _GLOBAL_OPTIONS = (
     click.option(
         "--config",
         metavar="FILE",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=click.Path(readable=False, path_type=Path),
         callback=_keep_config,
         expose_value=False,
         help="The configuration file, instead of the first one found.",

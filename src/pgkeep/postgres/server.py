@@ -224,6 +224,11 @@ class Server:
                 time.sleep(_POLL_SECONDS)
         self._forget()
 
+    @property
+    def log_start(self) -> int:
+        """Where in the log file the words of the latest start begin, in bytes."""
+        return self._log_start
+
     def detach(self) -> None:
         """Let the server live on after us: the context manager no longer stops it."""
         if self._process is not None:

@@ -99,7 +99,8 @@ class Lease:
 
     def _live_other(self) -> tuple[str, dict[str, object]] | None:
         """The first live lease on the resource that is not this one; dead leases on any resource are removed."""
-        for info in list(self._store.list("leases/")):
+        # twice: a listing taken while a lease is renewed may show neither the old record nor the new one
+        for info in [*self._store.list("leases/"), *self._store.list("leases/")]:
             if info.name in self._names:
                 continue
             try:

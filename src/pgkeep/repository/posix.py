@@ -130,8 +130,13 @@ class PosixStore:
 
     def leftovers(self) -> int:
         """See `Store.leftovers`."""
+        size = 0
         with self._errors("list", "tmp"):
-            return sum(path.stat().st_size for path in (self._root / "tmp").glob("*"))
+            for path in (self._root / "tmp").glob("*"):
+                # a writer at work finishes its files and removes them
+                with contextlib.suppress(FileNotFoundError):
+                    size += path.stat().st_size
+        return size
 
     def free_bytes(self) -> int | None:
         """See `Store.free_bytes`; what an ordinary user may still write."""

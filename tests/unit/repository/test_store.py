@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -331,3 +333,23 @@ def test_a_disk_that_cannot_read_an_object_has_damaged_it(store: PosixStore, mon
         store.get("a/b")
 
     assert caught.value.object_name == "a/b"
+
+
+def test_leftovers_can_be_counted_while_writers_come_and_go(store: PosixStore) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            store.put(f"scrubs/{number}", [b"x"])
+
+    with ThreadPoolExecutor(2) as executor:
+        writer = executor.submit(write)
+        try:
+            for _ in range(300):
+                assert store.leftovers() >= 0
+        finally:
+            stop.set()
+        writer.result()
+    assert store.leftovers() == 0
