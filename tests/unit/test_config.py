@@ -160,3 +160,54 @@ def test_what_the_writer_writes_is_read_back(tmp_path: Path) -> None:
     config = parse(text, tmp_path)
     assert config.cluster().dsn == dsn
     assert (config.repository().url, str(config.repository().key)) == ("file:///a%20b", "passphrase-file:/x y")
+
+
+WAL = """
+wal = { ship_every = "1min 30s", slot_cap = "none", spool = "spool", policy = "first" }
+objectives = { rto = "10min" }
+server = { data_directory = "/srv/data", unit = "postgresql" }
+time_zone = "Asia/Seoul"
+
+[[cluster.auth.after_restore]]
+name = "clean"
+sql = "SELECT 1"
+
+[[cluster.auth.after_restore]]
+name = "tell"
+command = "true"
+timeout = "5s"
+"""
+
+
+def test_wal_objectives_server_and_hooks_become_settings(tmp_path: Path) -> None:
+    cluster = parse(GOOD + WAL, tmp_path).cluster()
+    assert (cluster.wal.ship_every, cluster.wal.slot_cap, cluster.wal.policy) == (90.0, None, "first")
+    assert (cluster.slot, cluster.spool) == ("pgkeep_auth", tmp_path / "spool")
+    assert (cluster.objectives.rpo, cluster.objectives.rto) == (300.0, 600.0)
+    assert (str(cluster.server.data_directory), cluster.server.unit) == ("/srv/data", "postgresql")
+    assert [(hook.name, hook.sql, hook.command, hook.timeout) for hook in cluster.after_restore] == [
+        ("clean", "SELECT 1", None, 600.0),
+        ("tell", None, "true", 5.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("ship_every", "ship_evry"), "[cluster.auth] wal.ship_evry is not a setting (nearest: ship_every;"),
+        (('"1min 30s"', '"soon"'), "not a duration: 'soon'"),
+        (('"1min 30s"', '"0s"'), "[cluster.auth] wal.ship_every: input should be greater than 0"),
+        (("Asia/Seoul", "Asia/Soul"), "'Asia/Soul' is not a time zone of this machine"),
+        (('sql = "SELECT 1"', ""), "after_restore.0: needs either sql or command"),
+        (('command = "true"', 'comand = "true"'), "after_restore.1.comand is not a setting (nearest: command;"),
+        (('"first"', '"some"'), "[cluster.auth] wal.policy: input should be 'all' or 'first'"),
+    ],
+)
+def test_mistakes_in_nested_tables_name_the_nearest_setting(
+    change: tuple[str, str], complaint: str, tmp_path: Path
+) -> None:
+    assert complaint in mistakes_in((GOOD + WAL).replace(*change), tmp_path)
+
+
+def test_a_slot_is_named_after_the_cluster_in_letters_that_postgresql_takes(tmp_path: Path) -> None:
+    assert parse(GOOD.replace("cluster.auth", "cluster.Auth-DB"), tmp_path).cluster().slot == "pgkeep_auth_db"

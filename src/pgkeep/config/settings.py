@@ -30,9 +30,9 @@ MIN_RATE, MAX_RATE = 32 << 10, 1 << 30
 
 
 def state_directory() -> Path:
-    """Where this user's jobs keep what outlives them (XDG Base Directory Specification; for root /var/lib)."""
+    """Where this user's WAL waits (for root as in the Filesystem Hierarchy Standard, else XDG Base Directory Specification)."""
     if os.geteuid() == 0:
-        return Path("/var/lib/pgkeep")
+        return Path("/var/spool/pgkeep")
     base = os.environ.get("XDG_STATE_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "state") / "pgkeep"
 
@@ -216,5 +216,5 @@ class Cluster(Settings):
 
     @property
     def spool(self) -> Path:
-        """Where WAL waits on this machine: ``/var/lib/pgkeep/<name>`` as root, else below the user's state directory."""
+        """Where WAL waits on this machine: ``/var/spool/pgkeep/<name>`` as root, else below the user's state directory."""
         return self.wal.spool or state_directory() / self.name

@@ -100,11 +100,15 @@ def load(dsn: str, *, users: int, seed: int = 1, jobs: int = 1) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What one acknowledged transaction left behind: who, which audit row, which token, and when the client heard of it."""
+    """What one acknowledged transaction left behind: who, which audit row, which token.
+
+    The server committed it between ``sent_at`` and ``committed_at``, when the client asked for it and when it heard of it.
+    """
 
     action: str
     user_id: int
     audit_id: int
+    sent_at: datetime
     committed_at: datetime
     jti: uuid.UUID | None = None
 
@@ -113,7 +117,8 @@ class Client(threading.Thread):
     """A client of the authentication service: signs users up, logs them in, revokes tokens, each in one transaction.
 
     ``rate`` is transactions a second; ``committed()`` tells what the server has acknowledged. ``stop()`` ends it after
-    the transaction under way, and raises what ended it before, if anything did.
+    the transaction under way, and raises what ended it before, if anything did. A table that is gone does not end it: the
+    transactions that need it are counted in ``refused``.
 
     Also a context manager::
 
@@ -131,6 +136,7 @@ class Client(threading.Thread):
         self._commits: list[Commit] = []
         self._changed = threading.Condition()
         self._error: Exception | None = None
+        self.refused = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -166,11 +172,15 @@ class Client(threading.Thread):
             with psycopg.connect(self._dsn, autocommit=True, application_name="auth-service") as connection:
                 due = time.monotonic()
                 while not self._stopping.wait(max(0.0, due - time.monotonic())):
-                    commit = self._act(connection)
+                    due += self._pause
+                    try:
+                        commit = self._act(connection)
+                    except psycopg.errors.UndefinedTable:
+                        self.refused += 1
+                        continue
                     with self._changed:
                         self._commits.append(commit)
                         self._changed.notify_all()
-                    due += self._pause
         except Exception as error:  # noqa: BLE001 - stop() raises it
             with self._changed:
                 self._error = error
@@ -191,7 +201,8 @@ class Client(threading.Thread):
             else:
                 action, jti = "token.revoke", self._revoke_token(connection, user_id)
             audit_id = self._audit(connection, action, user_id)
-        return Commit(action, user_id, audit_id, utc_now(), jti)
+            sent_at = utc_now()
+        return Commit(action, user_id, audit_id, sent_at, utc_now(), jti)
 
     def _some_user(self, connection: psycopg.Connection) -> int | None:
         """Any user that is there, or None where the service has none yet."""
