@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from pgkeep.errors import PgkeepError, RepositoryError, ServerError, ServerSettingError, StoreError
+from pgkeep.findings import Finding, failed, first_failure
 from pgkeep.opening import read_secret
 from pgkeep.postgres.connection import connect_sql, open_replication, quote_role
 from pgkeep.postgres.dsn import endpoint_of, parse_dsn
@@ -40,35 +41,12 @@ MAX_CLOCK_DIFFERENCE = 30.0
 EXPECTED_COMPRESSION = 4
 """The first backup of a cluster may shrink by this much, hardly by more."""
 
-Status = Literal["ok", "warning", "failed", "unknown"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check. ``remedy`` is the command or setting that mends it; ``error`` is there when it failed."""
-
-    name: str
-    status: Status
-    message: str
-    remedy: str | None = None
-    error: PgkeepError | None = field(default=None, compare=False)
-
-    def document(self) -> dict[str, object]:
-        """For ``--json``."""
-        return {"name": self.name, "status": self.status, "message": self.message, "remedy": self.remedy}
-
-
 @dataclass(frozen=True, slots=True)
 class ServerReport:
     """What was found out about a server; ``facts`` is None where it could not be asked."""
 
     findings: list[Finding]
     facts: ServerFacts | None
-
-
-def first_failure(findings: Iterable[Finding]) -> PgkeepError | None:
-    """The error of the first check that failed."""
-    return next((finding.error for finding in findings if finding.error is not None), None)
 
 
 def raise_first_failure(findings: Iterable[Finding]) -> None:
@@ -85,10 +63,6 @@ def check_cluster(config: Config, cluster: Cluster) -> ServerReport:
     for repository in config.repositories_of(cluster):
         findings.extend(check_repository(repository, report.facts))
     return ServerReport(findings, report.facts)
-
-
-def _failed(name: str, error: PgkeepError) -> Finding:
-    return Finding(name, "failed", str(error), error.hint, error)
 
 
 def _check_settings(config: Config, cluster: Cluster) -> list[Finding]:
@@ -131,12 +105,12 @@ def check_server(dsn: str) -> ServerReport:
         if replication is not None:
             stack.callback(replication.finish)
         if sql is None and replication_error is not None:
-            return ServerReport([_failed("connection", replication_error)], None)
+            return ServerReport([failed("connection", replication_error)], None)
         try:
             facts = server_facts(replication, sql)
         except ServerError as error:
             name = "server version" if isinstance(error, ServerSettingError) else "connection"
-            return ServerReport([_failed(name, error)], None)
+            return ServerReport([failed(name, error)], None)
         return ServerReport(_judge(dsn, facts, sql, sql_error, replication_error), facts)
 
 
@@ -173,7 +147,7 @@ def _role_findings(facts: ServerFacts, replication_error: ServerError | None) ->
     findings = []
     if facts.role_replication is False and not facts.role_superuser:
         findings.append(
-            _failed(
+            failed(
                 "replication role",
                 ServerSettingError(
                     f"role {facts.role!r} has no REPLICATION privilege",
@@ -186,7 +160,7 @@ def _role_findings(facts: ServerFacts, replication_error: ServerError | None) ->
     if replication_error is None:
         findings.append(Finding("replication connection", "ok", "pg_hba.conf lets it in"))
     elif "REPLICATION privilege" not in str(replication_error) or not findings:
-        findings.append(_failed("replication connection", replication_error))
+        findings.append(failed("replication connection", replication_error))
     return findings
 
 
@@ -212,7 +186,7 @@ def _version(facts: ServerFacts) -> Finding:
 
 def _wal_level(facts: ServerFacts) -> Finding:
     if facts.wal_level == "minimal":
-        return _failed(
+        return failed(
             "wal_level",
             ServerSettingError(
                 "wal_level is minimal, which leaves out what recovery needs",
@@ -226,7 +200,7 @@ def _wal_senders(facts: ServerFacts) -> Finding:
     free = facts.max_wal_senders - (facts.wal_senders_in_use or 0)
     wanted = max(10, facts.max_wal_senders - free + 2 * NEEDED_WAL_SENDERS)
     if free < NEEDED_WAL_SENDERS:
-        return _failed(
+        return failed(
             "max_wal_senders",
             ServerSettingError(
                 f"{free} of {facts.max_wal_senders} WAL senders are free, and a backup needs {NEEDED_WAL_SENDERS}",
@@ -326,7 +300,7 @@ def check_repository(settings: RepositorySettings, facts: ServerFacts | None) ->
         repository = Repository.open(store, read_secret(settings.key))
         _try_writing(repository)
     except PgkeepError as error:
-        return [_failed(name, error)]
+        return [failed(name, error)]
     sealing = "encrypted" if repository.encrypted else "not encrypted"
     opens = Finding(name, "ok", f"{settings.url} opens and can be written, format {repository.format}, {sealing}")
     return [opens, _room(f"room in {settings.name}", repository, facts)]
@@ -351,5 +325,5 @@ def _room(name: str, repository: Repository, facts: ServerFacts | None) -> Findi
     remedy = f"free room at {repository.store.url}, or give the repository another place"
     is_first = facts.system_identifier not in repository.clusters()
     if is_first and free < facts.size // EXPECTED_COMPRESSION:
-        return _failed(name, StoreError(f"{text}: the first backup will not fit", hint=remedy))
+        return failed(name, StoreError(f"{text}: the first backup will not fit", hint=remedy))
     return Finding(name, "warning", text, remedy)

@@ -239,12 +239,13 @@ def test_a_started_copy_reports_what_it_reached_and_archives_nothing(
     copy = Server(target, service.binaries)
     try:
         assert outcome.recovery is not None
+        assert outcome.dsn is not None
         manifest = outcome.plan.manifest
         assert (outcome.recovery.lsn >= manifest.stop_lsn, outcome.recovery.timeline) == (True, 2)
-        assert sql(outcome.recovery.dsn, "SHOW archive_mode") == [("off",)]
-        assert sql(outcome.recovery.dsn, "SELECT pg_is_in_recovery()") == [(False,)]
+        assert sql(outcome.dsn, "SHOW archive_mode") == [("off",)]
+        assert sql(outcome.dsn, "SELECT pg_is_in_recovery()") == [(False,)]
         left = sql(
-            outcome.recovery.dsn, "SELECT name FROM pg_file_settings WHERE name ~ '^(recovery|restore|primary)_'"
+            outcome.dsn, "SELECT name FROM pg_file_settings WHERE name ~ '^(recovery|restore|primary)_'"
         )
         assert left == []
         assert not (target / "recovery.signal").exists()

@@ -39,7 +39,9 @@ def backup(dsn: str, repository: Repository, *, rate: int | None = None) -> Mani
 
 
 def restore(repository: Repository, target: Path, **options: object) -> RestoreOutcome:
-    """A restore of the newest backup; ``options`` as in RestoreRequest."""
+    """A restore, of the newest backup as it is where ``options`` name neither another one nor a target."""
+    if not options.keys() & {"backup", "recovery"}:
+        options["backup"] = "latest"
     request = RestoreRequest(target=str(target), **options)  # type: ignore[arg-type]
     return run_restore(request, repository)
 

@@ -12,7 +12,7 @@ from pgkeep import __version__
 from pgkeep.backup.assembler import FileAssembler
 from pgkeep.backup.stream import receive, wait_for_start
 from pgkeep.backup.wal import WalCollector
-from pgkeep.errors import ServerSettingError, UsageError
+from pgkeep.errors import PgkeepError, ServerSettingError, UsageError
 from pgkeep.postgres.backup_label import parse_backup_label
 from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.replication import (
@@ -173,7 +173,22 @@ def _attempt(
             writer=f"pgkeep {__version__}",
         )
         repository.catalog.commit(manifest)
+    _index_times(repository, manifest, progress)
     return manifest
+
+
+def _index_times(repository: Repository, manifest: Manifest, progress: Progress) -> None:
+    """Where WAL comes by ``archive_command`` alone nobody else does it; without the index, planning a restore reads the WAL itself."""
+    # only now: numpy takes a tenth of a second and 30 MB
+    from pgkeep.wal.inventory import WalInventory
+    from pgkeep.wal.times import WalTimes
+
+    progress.phase("indexing the times of the WAL")
+    try:
+        inventory = WalInventory.read(repository.wal(manifest.system_identifier), manifest.wal.segment_size)
+        WalTimes(repository, manifest.system_identifier, inventory).write_missing_groups()
+    except PgkeepError as error:
+        progress.note(f"the times of the WAL are not all in the index: {error}; the backup is complete all the same")
 
 
 def _server_facts(connection: ReplicationConnection) -> _ServerFacts:

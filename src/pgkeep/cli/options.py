@@ -25,12 +25,14 @@ class Context:
     """The global options of one call, and what commands make of them.
 
     ``config_path`` is ``--config``, or None to search; ``json`` is ``--json``; ``verbose`` counts ``-v``.
+    ``for_restore_command``: PostgreSQL reads the exit code, by the rules of its ``restore_command``.
     """
 
     def __init__(self) -> None:
         self.config_path: Path | None = None
         self.json = False
         self.verbose = 0
+        self.for_restore_command = False
 
     @functools.cached_property
     def output(self) -> Output:

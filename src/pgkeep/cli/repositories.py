@@ -64,6 +64,44 @@ class Chosen:
             return Repository.open(self.store(), secret)
         return open_repository(self._settings())
 
+    def open_all(self) -> list[Repository]:
+        """Every repository of the cluster in its order, or the one that was named. Raises as `open`."""
+        from pgkeep.opening import open_repository
+
+        if self._repository is not None or self._secret() is not None:
+            return [self.open()]
+        config = self._context.config()
+        return [open_repository(settings) for settings in config.repositories_of(config.cluster(self._cluster))]
+
+    def arguments(self) -> list[str]:
+        """The words of a command line that chooses the same, from any directory, for programs that call us later."""
+        from pgkeep.config import find_config
+
+        words = []
+        config = find_config(self._context.config_path)
+        if config is not None:
+            words += ["--config", str(config)]
+        if self.cluster is not None:
+            words += ["--cluster", self.cluster]
+        if self._repository is not None:
+            words += ["--repository", self._repository]
+        for option, path in (("--key-file", self._key_file), ("--passphrase-file", self._passphrase_file)):
+            if path is not None:
+                words += [option, str(path.absolute())]
+        return words
+
+    def files(self) -> list[str]:
+        """The files that say where the repositories are, and that open them."""
+        from pgkeep.config import find_config
+
+        given = [path for path in (self._key_file, self._passphrase_file) if path is not None]
+        config_path = find_config(self._context.config_path)
+        if self._is_address or config_path is None:
+            return [str(path.absolute()) for path in given]
+        config = self._context.config()
+        keys = [settings.key.path for settings in config.repositories_of(config.cluster(self._cluster))]
+        return [str(path.absolute()) for path in (config_path, *given, *keys) if path is not None]
+
     def _settings(self) -> Any:
         config = self._context.config()
         if self._repository is not None:

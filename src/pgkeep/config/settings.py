@@ -218,3 +218,8 @@ class Cluster(Settings):
     def spool(self) -> Path:
         """Where WAL waits on this machine: ``/var/spool/pgkeep/<name>`` as root, else below the user's state directory."""
         return self.wal.spool or state_directory() / self.name
+
+    @property
+    def push_socket(self) -> Path:
+        """Where a running receiver takes files from ``archive_command``: beside the spool, which is closed to others."""
+        return self.spool.with_name(self.spool.name + ".sock")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,11 @@ from enum import IntEnum
 import psycopg
 from psycopg import pq
 
-from pgkeep.errors import PgkeepError, ServerError, ServerSettingError
+from pgkeep.errors import PgkeepError, ServerError
 from pgkeep.postgres.connection import open_replication
 from pgkeep.postgres.lsn import LSN
+from pgkeep.postgres.replication_errors import ChecksumFailure, server_error
+from pgkeep.postgres.wal_stream import EndOfStream, WalStream, status_message
 
 __all__ = [
     "BaseBackup",
@@ -28,32 +31,22 @@ __all__ = [
     "ChecksumFailure",
     "MessageKind",
     "ReplicationConnection",
+    "SlotState",
     "SystemIdentity",
     "TablespaceInfo",
     "WalChunk",
 ]
-
-_EPOCH = 946_684_800
-"""2000-01-01 in Unix time: the replication protocol counts microseconds from it."""
 
 _STATUS_INTERVAL = 10.0
 """Seconds between status updates; the server gives a receiver up after wal_sender_timeout, 60 s by default."""
 
 _CANCEL_WAIT = 2.0
 
-_CHECKSUM_FAILURE = "XX001"
-"""ERRCODE_DATA_CORRUPTED: what basebackup.c raises after the last byte where a page's checksum was wrong."""
-
-
 _NOWHERE = LSN(0)
 
 
 def _ignore(_message: str) -> None:
     """For notices that nobody wants."""
-
-
-class ChecksumFailure(ServerError):
-    """All data was sent, but the server found pages whose checksum is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +56,14 @@ class SystemIdentity:
     system_identifier: int
     timeline: int
     flush_lsn: LSN
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """A physical slot: WAL is held from ``restart_lsn`` of ``timeline`` on; None where it holds none, or no more."""
+
+    restart_lsn: LSN | None
+    timeline: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,11 @@ class ReplicationConnection:
                 self._cancel()
         self.pgconn.finish()
 
+    def abandon(self) -> None:
+        """Break the connection off, from any thread, without closing it; the server's walsender ends."""
+        with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.pgconn.socket)) as wire:
+            wire.shutdown(socket.SHUT_RDWR)
+
     def _cancel(self) -> None:
         """Ask the server to stop, for `_CANCEL_WAIT` seconds at most: libpq's simple call would wait for ever."""
         request = self.pgconn.cancel_conn()
@@ -204,6 +210,23 @@ class ReplicationConnection:
         """A physical slot that holds WAL from now on and is gone with the connection."""
         self._rows(f"CREATE_REPLICATION_SLOT {name} TEMPORARY PHYSICAL (RESERVE_WAL)")
 
+    def create_slot(self, name: str) -> None:
+        """A physical slot that outlives the connection and holds WAL from the last checkpoint on."""
+        self._rows(f"CREATE_REPLICATION_SLOT {name} PHYSICAL (RESERVE_WAL)")
+
+    def read_slot(self, name: str) -> SlotState | None:
+        """The physical slot of this name; None where there is none. Raises ServerError for a logical one."""
+        kind, lsn, timeline = self._rows(f"READ_REPLICATION_SLOT {name}")[0]
+        if kind is None:
+            return None
+        return SlotState(LSN.parse(lsn.decode()) if lsn else None, int(timeline) if timeline else None)
+
+    def drop_slot(self, name: str) -> None:
+        """Drop a slot. Raises SlotIsBusy, SlotMissing, ServerError."""
+        self._send(f"DROP_REPLICATION_SLOT {name}")
+        self._result(pq.ExecStatus.COMMAND_OK)
+        self._finish()
+
     def base_backup(self, options: BaseBackupOptions) -> BaseBackup:
         """Start a base backup; returns when the server's checkpoint is done and data is about to come."""
         self._send(options.command())
@@ -226,6 +249,46 @@ class ReplicationConnection:
         self._result(pq.ExecStatus.COPY_BOTH)
         self.pgconn.nonblocking = 1
 
+    def stream(self, start: LSN, timeline: int, slot: str | None = None) -> WalStream:
+        """Begin to stream WAL, to be acknowledged by the caller. Raises ServerError.
+
+        At the very end of a timeline that the server has left there is nothing to stream, and the answer has its ``end``.
+        """
+        named = f"SLOT {slot} " if slot else ""
+        stream = WalStream(self, start, timeline)
+        self._send(f"START_REPLICATION {named}PHYSICAL {start} TIMELINE {timeline}")
+        result = self._result(pq.ExecStatus.COPY_BOTH, pq.ExecStatus.TUPLES_OK)
+        if result.status == pq.ExecStatus.TUPLES_OK:
+            self._finish()
+            switch = LSN.parse((result.get_value(0, 1) or b"").decode())
+            stream.end = EndOfStream(int(result.get_value(0, 0) or 0), switch)
+        else:
+            self.pgconn.nonblocking = 1
+        return stream
+
+    def end_copy(self) -> pq.abc.PGresult | None:
+        """After the server's end of a COPY BOTH: end ours, read up to the command's end; the rows that came, if any.
+
+        Raises ServerError where it was an error that ended it.
+        """
+        self.pgconn.nonblocking = 0
+        self._await_result()
+        result = self.pgconn.get_result()
+        if result is not None and result.status == pq.ExecStatus.COPY_IN:
+            try:
+                self.pgconn.put_copy_end()
+            except psycopg.Error:
+                raise self._broken() from None
+            self._await_result()
+            result = self.pgconn.get_result()
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            with contextlib.suppress(ServerError):
+                self._finish()
+            self._busy = False
+            raise server_error(result)
+        self._finish()
+        return result if result is not None and result.status == pq.ExecStatus.TUPLES_OK else None
+
     def wal(self, durable: Callable[[], LSN], wait: float) -> Iterator[WalChunk | None]:
         """WAL as it comes, and None whenever ``wait`` seconds went by without any.
 
@@ -234,11 +297,11 @@ class ReplicationConnection:
         reported = 0.0
         while True:
             if time.monotonic() - reported > _STATUS_INTERVAL:
-                self._send_status(durable())
+                self.put_copy_data(status_message(durable()))
                 reported = time.monotonic()
-            message = self._copy_data()
+            message = self.copy_data()
             if message is None:
-                if not self._wait(wait):
+                if not self.wait_readable(wait):
                     yield None
                 continue
             if not message:
@@ -253,17 +316,22 @@ class ReplicationConnection:
                     reported = 0.0
                 yield WalChunk(LSN(server_end), memoryview(b""), LSN(server_end))
 
-    def _send_status(self, flushed: LSN) -> None:
-        now = int((time.time() - _EPOCH) * 1_000_000)
-        self.pgconn.put_copy_data(struct.pack("!cQQQqB", b"r", flushed, flushed, 0, now, 0))
-        while self.pgconn.flush():
-            select.select([], [self.pgconn.socket], [])
+    def put_copy_data(self, message: bytes) -> None:
+        """Send a message of a COPY. Raises ServerError."""
+        try:
+            self.pgconn.put_copy_data(message)
+            while self.pgconn.flush():
+                poll = select.poll()
+                poll.register(self.pgconn.socket, select.POLLOUT)
+                poll.poll()
+        except psycopg.Error:
+            raise self._broken() from None
 
     def _backup_messages(self, backup: BaseBackup) -> Iterator[memoryview]:
         while True:
-            message = self._copy_data()
+            message = self.copy_data()
             if message is None:
-                self._wait(None)
+                self.wait_readable(None)
             elif message:
                 yield message
             else:
@@ -272,7 +340,7 @@ class ReplicationConnection:
         backup.stop_lsn = LSN.parse((result.get_value(0, 0) or b"").decode())
         self._finish()
 
-    def _copy_data(self) -> memoryview | None:
+    def copy_data(self) -> memoryview | None:
         """The next message of a COPY; None where it has not come yet, empty where the COPY is over."""
         try:
             size, message = self.pgconn.get_copy_data(1)
@@ -298,18 +366,18 @@ class ReplicationConnection:
         except psycopg.Error:
             raise self._broken() from None
 
-    def _result(self, expected: pq.ExecStatus) -> pq.abc.PGresult:
+    def _result(self, *expected: pq.ExecStatus) -> pq.abc.PGresult:
         self._await_result()
         result = self.pgconn.get_result()
         if result is None:
             raise self._broken()
-        if result.status != expected:
+        if result.status not in expected:
             if result.status == pq.ExecStatus.FATAL_ERROR:
                 # the next command can be sent only when this one's end has been read; the server may be gone, too
                 with contextlib.suppress(ServerError):
                     self._finish()
             self._busy = False
-            raise _server_error(result)
+            raise server_error(result)
         return result
 
     def _finish(self) -> None:
@@ -321,20 +389,21 @@ class ReplicationConnection:
             if result is None:
                 break
             if result.status == pq.ExecStatus.FATAL_ERROR:
-                failed = _server_error(result)
+                failed = server_error(result)
         self._busy = False
         if failed is not None:
             raise failed
 
     def _await_result(self) -> None:
         while self.pgconn.is_busy():
-            self._wait(None)
+            self.wait_readable(None)
             try:
                 self.pgconn.consume_input()
             except psycopg.Error:
                 raise self._broken() from None
 
-    def _wait(self, seconds: float | None) -> bool:
+    def wait_readable(self, seconds: float | None) -> bool:
+        """Wait until the server has sent something, ``seconds`` at most (None: for ever); whether it has."""
         poll = select.poll()
         poll.register(self.pgconn.socket, select.POLLIN)
         return bool(poll.poll(None if seconds is None else seconds * 1000))
@@ -360,17 +429,6 @@ def temporary_slot_name() -> str:
 def _tablespace(result: pq.abc.PGresult, row: int) -> TablespaceInfo:
     oid, location, size = (result.get_value(row, column) for column in range(3))
     return TablespaceInfo(int(oid) if oid else None, location or None, int(size) << 10 if size else None)
-
-
-def _server_error(result: pq.abc.PGresult) -> ServerError:
-    state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-    message = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode("utf-8", "replace")
-    hint = (result.error_field(pq.DiagnosticField.MESSAGE_HINT) or b"").decode("utf-8", "replace") or None
-    if state == _CHECKSUM_FAILURE:
-        return ChecksumFailure(f"the server reports: {message}")
-    if state == "42501":
-        return ServerSettingError(f"the server refuses: {message}", hint=hint or "ALTER ROLE … WITH REPLICATION;")
-    return ServerError(f"the server reports: {message} (SQLSTATE {state})", hint=hint)
 
 
 def _first_line(message: str) -> str:

@@ -47,6 +47,7 @@ class WalArchive:
     def __init__(self, store: Store, keys: KeyRing, system_identifier: int) -> None:
         self._store = store
         self._keys = keys
+        self.system_identifier = system_identifier
         self._prefix = f"clusters/{system_identifier}/wal/"
 
     def object_name(self, name: str) -> str:

@@ -26,28 +26,31 @@ _MINIMAL_HBA = "# written by pgkeep restore: the backup holds no pg_hba.conf\nlo
 
 
 def write_settings(
-    data_directory: Path, *, settings: Mapping[str, str], keep_archiving: bool, backup_id: str
+    data_directory: Path,
+    *,
+    recovery: Mapping[str, str],
+    signal_file: str,
+    settings: Mapping[str, str],
+    keep_archiving: bool,
+    backup_id: str,
 ) -> list[str]:
-    """Set recovery up, up to the moment that the backup is consistent; returns notes for the operator.
+    """Set recovery up; returns notes for the operator.
 
-    The backup's WAL lies in ``pg_wal``, so ``restore_command`` has nothing to bring. Archiving and standby settings of
-    the origin are turned off unless they are to be kept.
+    ``recovery`` are the settings that steer it, ``signal_file`` is ``recovery.signal`` or ``standby.signal``. Archiving and
+    standby settings of the origin are turned off unless they are to be kept.
     """
     notes = []
-    recovery = {
+    steering = {
         **{name: value for name, value in RECOVERY_DEFAULTS.items() if name not in _TARGETS},
-        "restore_command": "false",
-        "recovery_target": "immediate",
-        "recovery_target_action": "promote",
-        "recovery_target_timeline": "current",
         # the files are synced already, all at once
         "recovery_init_sync_method": "syncfs",
+        **recovery,
     }
     safe: Mapping[str, str] = {} if keep_archiving else ARCHIVE_PARAMETERS
     auto_conf = data_directory / "postgresql.auto.conf"
     text = _read(auto_conf)
     comment = f"{_COMMENT} of {backup_id} at {format_time(utc_now())}"
-    _write(auto_conf, rewrite_settings(text, remove=_TARGETS, add={**recovery, **safe, **settings}, comment=comment))
+    _write(auto_conf, rewrite_settings(text, remove=_TARGETS, add={**steering, **safe, **settings}, comment=comment))
     if safe:
         notes.append("archiving and synchronous replication are off in this copy (--keep-archiving leaves them on)")
     main_conf = data_directory / "postgresql.conf"
@@ -66,7 +69,7 @@ def write_settings(
     if not hba.exists():
         _write(hba, _MINIMAL_HBA)
         notes.append("the backup holds no pg_hba.conf: only local connections by peer are allowed")
-    _write(data_directory / "recovery.signal", "")
+    _write(data_directory / signal_file, "")
     return notes
 
 

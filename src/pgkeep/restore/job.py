@@ -1,15 +1,17 @@
-"""The restore job: plan, write, make durable, and start where asked."""
+"""The restore job: plan, write, make durable, and recover where asked."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgkeep.postgres.account import server_account
+from pgkeep.postgres.binaries import find_binaries
+from pgkeep.postgres.server import Server
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
 from pgkeep.repository.tree import BackupFile, BackupTree
@@ -17,10 +19,15 @@ from pgkeep.repository.wal_objects import split_piece
 from pgkeep.restore.backup_manifest import backup_manifest
 from pgkeep.restore.configure import write_settings
 from pgkeep.restore.plan import INCOMPLETE_MARKER, RestorePlan, RestoreRequest, make_plan
-from pgkeep.restore.start import RecoveryOutcome, start_and_follow
+from pgkeep.restore.private_server import hand_to_archiver
+from pgkeep.restore.recover import Recovered, recovered_server
 from pgkeep.restore.write import FileWriter, sync_file_systems, target_errors
+from pgkeep.wal.fetch import restore_command
 
-__all__ = ["RestoreOutcome", "RestoreRequest", "run_restore"]
+__all__ = ["RestoreOutcome", "RestoreRequest", "run_restore", "write_backup"]
+
+_START_LIMIT = 600.0
+"""Seconds for a server that was shut down in good order; a cold machine reads its settings and little more."""
 
 _PG_CONTROL = b"global/pg_control"
 _NOT_RESTORED = frozenset({b"tablespace_map", b"standby.signal", b"recovery.signal"})
@@ -29,35 +36,69 @@ _NOT_RESTORED = frozenset({b"tablespace_map", b"standby.signal", b"recovery.sign
 
 @dataclass
 class RestoreOutcome:
-    """What a restore did: seconds for each phase, and what recovery reached where the server was started."""
+    """What a restore did: seconds for each phase, and what recovery reached where the server was started.
+
+    ``dsn`` reaches the server that runs now, ``log_file`` is its log; both None where none was started.
+    """
 
     plan: RestorePlan
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    recovery: RecoveryOutcome | None = None
+    recovery: Recovered | None = None
+    dsn: str | None = None
+    log_file: str | None = None
 
 
-def run_restore(request: RestoreRequest, repository: Repository, progress: Progress | None = None) -> RestoreOutcome:
-    """Restore a backup.
+def run_restore(
+    request: RestoreRequest,
+    repository: Repository,
+    progress: Progress | None = None,
+    *,
+    others: Sequence[Repository] = (),
+    after: Callable[[Recovered], None] | None = None,
+) -> RestoreOutcome:
+    """Restore a backup; with ``request.start`` recover to the target and leave a server running.
 
-    Raises what `make_plan` raises before anything is touched; then DamageError naming file and object, TargetError, and
-    RecoveryError where the server does not reach the backup's end. After an error the target cannot be started.
+    ``others`` are repositories that WAL is taken from where the first fails. ``after`` is called while the recovered server is
+    still private, not for one that stays paused or a standby. Raises what `make_plan` raises before anything is touched; then
+    DamageError naming file and object, TargetError, and RecoveryError where the server does not reach its target. After an error
+    the target is not running, and cannot be started where it is not complete.
     """
     progress = progress or Silent()
     progress.phase("planning")
     plan = make_plan(request, repository)
     outcome = RestoreOutcome(plan, notes=list(plan.notes))
     clock = time.monotonic()
-    _write_everything(plan, repository, progress, outcome)
+    write_backup(plan, repository, progress, outcome)
     outcome.seconds["write"] = time.monotonic() - clock
     if request.start:
-        clock = time.monotonic()
-        outcome.recovery = start_and_follow(plan, progress)
-        outcome.seconds["recover"] = time.monotonic() - clock
+        with recovered_server(plan, [repository, *others], progress) as outcome.recovery:
+            if after is not None and outcome.recovery.state == "promoted":
+                after(outcome.recovery)
+        outcome.seconds |= outcome.recovery.seconds
+        outcome.dsn, outcome.log_file = outcome.recovery.dsn, outcome.recovery.log_file
+        if outcome.recovery.state == "promoted":
+            clock = time.monotonic()
+            if request.keep_archiving:
+                hand_to_archiver(plan.target, outcome.recovery.timeline)
+            _start(plan, outcome)
+            outcome.seconds["start"] = time.monotonic() - clock
     return outcome
 
 
-def _write_everything(plan: RestorePlan, repository: Repository, progress: Progress, outcome: RestoreOutcome) -> None:
+def _start(plan: RestorePlan, outcome: RestoreOutcome) -> None:
+    """Start the recovered server with its own settings, on a Unix socket only; it lives on after us."""
+    server = Server(plan.target, find_binaries(plan.major), port=int(plan.request.settings.get("port", "5432")))
+    server.start(timeout=_START_LIMIT)
+    server.detach()
+    outcome.dsn, outcome.log_file = server.dsn(), str(server.log_file)
+
+
+def write_backup(plan: RestorePlan, repository: Repository, progress: Progress, outcome: RestoreOutcome) -> None:
+    """Write the plan's backup into its target, set up for recovery, and make it durable; the server is not started.
+
+    Raises DamageError, TargetError, StoreError; the target is marked as incomplete then.
+    """
     request, manifest, target = plan.request, plan.manifest, plan.target
     account = server_account()
     owner = None if account is None else (account.uid, account.gid)
@@ -89,7 +130,12 @@ def _write_everything(plan: RestorePlan, repository: Repository, progress: Progr
         writer.finish()
         with target_errors(locate(b"")):
             outcome.notes += write_settings(
-                target, settings=request.settings, keep_archiving=request.keep_archiving, backup_id=manifest.id
+                target,
+                recovery={**plan.recovery.settings, "restore_command": _restore_command(plan)},
+                signal_file=plan.recovery.signal,
+                settings=request.settings,
+                keep_archiving=request.keep_archiving,
+                backup_id=manifest.id,
             )
         # pg_verifybackup must not miss what is left out on purpose
         pieces = backup_manifest(tree, leave_out=_NOT_RESTORED)
@@ -105,6 +151,11 @@ def _write_everything(plan: RestorePlan, repository: Repository, progress: Progr
             with target_errors(os.fsencode(path)):
                 (path / INCOMPLETE_MARKER).unlink()
                 _fsync(path)
+
+
+def _restore_command(plan: RestorePlan) -> str:
+    """``false`` (no such file) where all WAL lies in ``pg_wal`` already; else the prefetcher, or the full program without one."""
+    return "false" if plan.is_self_contained else restore_command(plan.request.fetch_command)
 
 
 class _Locator:

@@ -4,45 +4,71 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote
 
 import msgspec
 
 from pgkeep.errors import NotFoundError, StoreError, TargetError, UsageError
+from pgkeep.postgres.account import can_run, server_account
 from pgkeep.postgres.binaries import find_binaries
 from pgkeep.repository import Repository
 from pgkeep.repository.manifests import Manifest
-from pgkeep.units import format_size, format_time, utc_now
+from pgkeep.restore.places import (
+    INCOMPLETE_MARKER,
+    aside,
+    is_occupied,
+    refuse_overlap,
+    refuse_repository,
+    refuse_unusable,
+)
+from pgkeep.restore.places import needed_room as _room
+from pgkeep.restore.recovery_plan import plan_recovery
+from pgkeep.restore.target import RecoveryPlan, RecoveryTarget, format_moment
+from pgkeep.units import format_size, format_time
 
-__all__ = ["INCOMPLETE_MARKER", "RestorePlan", "RestoreRequest", "TablespacePlan", "make_plan", "refuse_repository"]
-
-INCOMPLETE_MARKER = "pgkeep.restore-incomplete"
-"""Stands in a data directory and in its tablespaces from a restore's first byte to its last."""
+__all__ = [
+    "INCOMPLETE_MARKER",
+    "RestorePlan",
+    "RestoreRequest",
+    "TablespacePlan",
+    "choose_backup",
+    "describe",
+    "describe_recovery",
+    "make_plan",
+    "refuse_repository",
+]
 
 _HIGHEST_PORT = 65535
 
-_MARGIN = 64 << 20
-"""Room that a server wants to start at all: WAL it writes, control and log files."""
+_KEPT_WAL = 1 << 30
+"""PostgreSQL's default of max_wal_size: about what a recovering server keeps of the WAL that it has replayed."""
 
 
 class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a restore is to do.
 
+    ``backup`` None: the best one for the target. ``recovery`` None: all of the WAL where no backup is named, up to its end
+    where one is. ``spool`` is where a receiver on this machine keeps its WAL; it knows how current the repository is.
     ``tablespaces`` maps old locations to new ones. ``keep_archiving`` leaves the origin's archiving and standby settings
-    on. ``settings`` are written into the copy. ``jobs`` worker threads, all processors where None.
+    on. ``settings`` are written into the copy. ``jobs`` worker threads, all processors where None. ``prefetch`` segments of WAL
+    are kept ready. ``fetch_command`` are the words of a program that brings WAL when we are gone, see `restore_command`;
+    ``fetch_files`` are the files that it must be able to read.
     """
 
     cluster: str | None = None
-    backup: str = "latest"
+    backup: str | None = None
+    recovery: RecoveryTarget | None = None
     target: str
     tablespaces: dict[str, str] = {}
     keep_archiving: bool = False
     settings: dict[str, str] = {}
     start: bool = False
     jobs: int | None = None
+    spool: str | None = None
+    prefetch: int = 16
+    fetch_command: list[str] = []
+    fetch_files: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +87,7 @@ class RestorePlan:
 
     request: RestoreRequest
     manifest: Manifest
+    recovery: RecoveryPlan
     target: Path
     tablespaces: list[TablespacePlan]
     room: dict[str, tuple[int, int]]
@@ -74,6 +101,14 @@ class RestorePlan:
         return self.manifest.server_version // 10000
 
     @property
+    def is_self_contained(self) -> bool:
+        """Whether the backup's own WAL, which lies ready in the target, is all that is needed to start it anywhere."""
+        wal, recovery = self.manifest.wal, self.recovery
+        own_end = -(-wal.stop_lsn // wal.segment_size) * wal.segment_size
+        needs_no_more = recovery.path.timeline == wal.timeline and recovery.stop_lsn <= own_end
+        return needs_no_more and not self.request.start and not recovery.target.standby
+
+    @property
     def places(self) -> list[Path]:
         """The directories that are made: the target, then its tablespaces."""
         return [self.target, *(Path(tablespace.new) for tablespace in self.tablespaces)]
@@ -82,21 +117,22 @@ class RestorePlan:
 def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
     """Prove on paper that a restore can be done.
 
-    Raises NotFoundError, TargetError (in use, no room, a tablespace without a place, the repository itself), UsageError. Touches nothing.
+    Raises NotFoundError (UnreachableTarget where it is the recovery's target), TargetError (in use, no room, a tablespace
+    without a place, the repository itself), UsageError, StoreError. Touches nothing.
     """
     _refuse_impossible(request)
-    manifest = repository.catalog.find(request.backup, request.cluster)
+    manifest, recovery = choose_backup(request, repository)
     target = Path(os.path.abspath(request.target))
     tablespaces = _tablespaces(manifest, request.tablespaces)
     places = [target, *(Path(tablespace.new) for tablespace in tablespaces)]
-    _refuse_overlap(places)
+    refuse_overlap(places)
     for place in places:
         refuse_repository(place, repository)
-    moved = [(str(place), str(_aside(place))) for place in places if _is_occupied(place)]
+    moved = [(str(place), str(aside(place))) for place in places if is_occupied(place)]
     for place in places:
-        _refuse_unusable(place)
+        refuse_unusable(place)
     _check_wal(manifest, repository)
-    notes = []
+    notes = list(recovery.notes)
     server = None
     try:
         server = str(find_binaries(manifest.server_version // 10000).bindir)
@@ -108,15 +144,38 @@ def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
         raise NotFoundError(f"backup {manifest.id} has no files")
     if manifest.damaged_pages:
         notes.append(f"{len(manifest.damaged_pages)} pages were damaged on the server when this backup was taken")
-    return RestorePlan(
+    new_places = {tablespace.oid: tablespace.new for tablespace in tablespaces}
+    plan = RestorePlan(
         request=request,
         manifest=manifest,
+        recovery=recovery,
         target=target,
         tablespaces=tablespaces,
-        room=_room(manifest, target, tablespaces),
+        room=_room(manifest, target, new_places, _wal_room(manifest, recovery, request.prefetch)),
         moved_aside=moved,
         server=server,
         notes=notes,
+    )
+    if not plan.is_self_contained and not request.start:
+        plan.notes.extend(_unreadable(request.fetch_files))
+    return plan
+
+
+def _unreadable(files: list[str]) -> list[str]:
+    """Notes on what the server's account cannot read, though recovery will take WAL from the repository as that account."""
+    account = server_account()
+    return [
+        f"recovery takes WAL from the repository, and PostgreSQL's account {account.name} cannot read {file}:"
+        " let it, or recover with --start"
+        for file in files
+        if account is not None and not can_run(account, ["test", "-r", file])
+    ]
+
+
+def choose_backup(request: RestoreRequest, repository: Repository) -> tuple[Manifest, RecoveryPlan]:
+    """The first part of `make_plan`, which looks at no directory: what to start from, and how recovery goes on."""
+    return plan_recovery(
+        repository, request.recovery, cluster=request.cluster, backup=request.backup, spool=request.spool
     )
 
 
@@ -142,98 +201,13 @@ def _tablespaces(manifest: Manifest, mapping: dict[str, str]) -> list[Tablespace
     wanted = {old.rstrip("/"): new.rstrip("/") for old, new in mapping.items()}
     plans = []
     for location, tablespace in known.items():
-        if location not in wanted and _is_occupied(Path(location)):
+        if location not in wanted and is_occupied(Path(location)):
             raise TargetError(
                 f"tablespace {tablespace.oid} was at {location}, and there is something there",
                 hint=f"give it another place: --tablespace {location}=/new/place",
             )
         plans.append(TablespacePlan(tablespace.oid, location, wanted.get(location, location), tablespace.size))
     return plans
-
-
-def _refuse_overlap(places: list[Path]) -> None:
-    for number, place in enumerate(places):
-        for other in places[number + 1 :]:
-            if place == other or place in other.parents or other in place.parents:
-                raise UsageError(
-                    f"{place} and {other} lie within each other", hint="give each tablespace a place of its own"
-                )
-
-
-def refuse_repository(place: Path, repository: Repository) -> None:
-    """A target may not be the repository, nor hold it, nor lie in it: it would be moved aside. Raises TargetError."""
-    scheme, _, path = repository.store.url.partition("://")
-    if scheme != "file":
-        return
-    root, real = Path(unquote(path)).resolve(), place.resolve()
-    if root == real or root in real.parents or real in root.parents:
-        raise TargetError(f"{place} and the repository at {root} lie within each other", hint="name another directory")
-
-
-def _refuse_unusable(place: Path) -> None:
-    if place.exists() and not place.is_dir():
-        raise TargetError(f"{place} is not a directory", hint="name another --target-dir")
-    pid_file = place / "postmaster.pid"
-    if pid_file.exists() and _is_live(pid_file):
-        raise TargetError(
-            f"a PostgreSQL server runs on {place}",
-            hint=f"stop it first: pg_ctl -D {place} stop; or name another --target-dir",
-        )
-    directory = _first_written(place)
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise TargetError(
-            f"{directory} cannot be written by this user", hint=f"run as its owner, or: chown <user> {directory}"
-        )
-    if _is_occupied(place) and os.path.ismount(place):
-        raise TargetError(
-            f"{place} is a mount point with something in it, which cannot be moved aside",
-            hint="empty it yourself, or restore into a directory below it",
-        )
-
-
-def _is_live(pid_file: Path) -> bool:
-    """Whether the process that postmaster.pid names is there (its first line: src/include/utils/pidfile.h)."""
-    try:
-        os.kill(int(pid_file.read_text().split("\n")[0]), 0)
-    except PermissionError:
-        return True
-    except (ValueError, OSError):
-        return False
-    return True
-
-
-def _is_occupied(place: Path) -> bool:
-    """Whether there is anything that a restore must not touch; a restore that broke off is nothing of the kind."""
-    try:
-        names = os.listdir(place)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise TargetError(
-            f"{place} cannot be read: {error.strerror}", hint="run as its owner, or name another directory"
-        ) from None
-    return bool(names) and INCOMPLETE_MARKER not in names
-
-
-def _aside(place: Path) -> Path:
-    """A name that nothing has: rename(2) would silently replace an empty directory."""
-    name = f"{place.name}.before-{utc_now():%Y%m%dT%H%M%SZ}"
-    candidates = (place.with_name(name + suffix) for suffix in ("", *(f"-{number}" for number in range(2, 1000))))
-    return next(path for path in candidates if not os.path.lexists(path))
-
-
-def _first_written(place: Path) -> Path:
-    """The directory that a restore writes in first: the place itself where it is there and free, else its nearest parent."""
-    if place.is_dir() and not _is_occupied(place):
-        return place
-    return _existing_parent(place)
-
-
-def _existing_parent(place: Path) -> Path:
-    parent = place.parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
 
 
 def _check_wal(manifest: Manifest, repository: Repository) -> None:
@@ -246,33 +220,11 @@ def _check_wal(manifest: Manifest, repository: Repository) -> None:
         )
 
 
-def _room(manifest: Manifest, target: Path, tablespaces: list[TablespacePlan]) -> dict[str, tuple[int, int]]:
-    wal = len(manifest.wal.segments) * manifest.wal.segment_size
-    sizes = {b"pg_tblspc/%d" % tablespace.oid: 0 for tablespace in tablespaces}
-    own = wal + _MARGIN
-    for directory in manifest.directories:
-        root = b"/".join(directory.path.split(b"/")[:2])
-        if root in sizes:
-            sizes[root] += directory.size
-        else:
-            own += directory.size
-    needs = [(target, own)]
-    needs += [(Path(tablespace.new), sizes[b"pg_tblspc/%d" % tablespace.oid]) for tablespace in tablespaces]
-    by_device: dict[int, tuple[Path, int]] = {}
-    for place, size in needs:
-        device = os.stat(_first_written(place)).st_dev
-        first, before = by_device.get(device, (place, 0))
-        by_device[device] = first, before + size
-    room = {}
-    for place, needed in by_device.values():
-        free = shutil.disk_usage(_first_written(place)).free
-        if free < needed:
-            raise TargetError(
-                f"no room at {place}: {format_size(needed)} are needed, {format_size(free)} are free",
-                hint="free room there, or name another --target-dir",
-            )
-        room[str(place)] = free, needed
-    return room
+def _wal_room(manifest: Manifest, recovery: RecoveryPlan, prefetch: int) -> int:
+    """The WAL of the backup, and what of the rest lies there at once: it is fetched as it is replayed."""
+    own = len(manifest.wal.segments) * manifest.wal.segment_size
+    rest = max(recovery.stop_lsn - recovery.consistent_lsn, 0)
+    return own + min(rest, prefetch * recovery.segment_size + _KEPT_WAL)
 
 
 def describe(plan: RestorePlan) -> list[str]:
@@ -281,7 +233,7 @@ def describe(plan: RestorePlan) -> list[str]:
     lines = [
         f"backup {manifest.id} of cluster {manifest.cluster}, begun {format_time(manifest.started)}",
         f"{manifest.files:,} files, {format_size(manifest.logical_size)}; {format_size(manifest.stored_size)} to read",
-        f"WAL: {len(manifest.wal.segments)} objects on timeline {manifest.timeline}",
+        *describe_recovery(plan.recovery),
         f"into {plan.target}",
     ]
     lines += [f"tablespace {t.oid}: {t.old} -> {t.new}" for t in plan.tablespaces]
@@ -292,3 +244,26 @@ def describe(plan: RestorePlan) -> list[str]:
     lines += [f"{old} is moved aside to {new}" for old, new in plan.moved_aside]
     lines.append(f"PostgreSQL {plan.major}" + (f" from {plan.server}" if plan.server else ", not installed here"))
     return lines + plan.notes
+
+
+def describe_recovery(plan: RecoveryPlan) -> list[str]:
+    """How recovery goes, in words, a line each."""
+    target, path = plan.target, plan.path
+    lines = [f"recover to {target}"]
+    ways = [
+        f"{switch.parent} up to {switch.lsn}"
+        for switch in path.switches
+        if plan.start_lsn < switch.lsn <= plan.stop_lsn
+    ]
+    lines.append(f"along timeline {', then '.join([*ways, str(plan.stop_timeline)])}")
+    at_least = "at least " if plan.open_ended else ""
+    lines.append(f"replay WAL from {plan.start_lsn} to {at_least}{plan.stop_lsn}: {format_size(plan.wal_bytes)}")
+    if plan.stop_time is not None:
+        lines.append(f"the last transaction that is replayed ended {format_moment(plan.stop_time)}")
+    if plan.next_time is not None:
+        lines.append(f"the first that is not ended {format_moment(plan.next_time)}")
+    if target.standby:
+        lines.append("then it goes on as a standby")
+    elif plan.settings.get("recovery_target_action", "promote") != "promote":
+        lines.append({"pause": "then it pauses, and can be read", "shutdown": "then it shuts down"}[target.action])
+    return lines

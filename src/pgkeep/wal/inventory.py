@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from pgkeep.errors import DamageError, NotFoundError
 from pgkeep.postgres.lsn import LSN
@@ -35,6 +36,23 @@ class TimelineWal:
     switches: list[LSN] = field(default_factory=list)
     """Where other timelines branch off this one."""
 
+    @classmethod
+    def of(cls, timeline: int, segment_size: int, names: Iterable[str]) -> TimelineWal:
+        """What these names of WAL objects say; names of other files are passed over."""
+        wal = cls(timeline, segment_size)
+        for name in names:
+            segment, first, end = split_piece(name)
+            kind = classify(segment)
+            if kind is WalFileKind.SEGMENT:
+                start = parse_segment_name(segment, segment_size)[1]
+                if end is None:
+                    wal.whole.add(start)
+                else:
+                    wal.pieces.setdefault(start, []).append((first, end))
+            elif kind is WalFileKind.PARTIAL:
+                wal.partial.add(parse_segment_name(segment.removesuffix(".partial"), segment_size)[1])
+        return wal
+
     def chain(self, start: int) -> list[tuple[int, int]]:
         """The pieces that give the longest unbroken beginning of the segment, in order; they may overlap."""
         chain: list[tuple[int, int]] = []
@@ -59,9 +77,9 @@ class TimelineWal:
             reached = max([reached, *inside])
         return reached
 
-    @property
+    @cached_property
     def spans(self) -> list[WalSpan]:
-        """Unbroken stretches, in order."""
+        """Unbroken stretches, in order; as it was when first asked for."""
         spans: list[WalSpan] = []
         for start in sorted(self.whole | self.pieces.keys() | self.partial):
             size = self.end_in(start)
@@ -100,7 +118,7 @@ class WalInventory:
         timelines: dict[int, TimelineWal] = {}
         histories: dict[int, TimelineHistory] = {}
         for timeline in archive.timelines():
-            timelines[timeline] = _sort(timeline, segment_size, (name for name, _ in archive.names(timeline)))
+            timelines[timeline] = TimelineWal.of(timeline, segment_size, (name for name, _ in archive.names(timeline)))
             if archive.exists(history_name(timeline)):
                 histories[timeline] = parse_history(timeline, archive.get(history_name(timeline)))
         return cls(segment_size, timelines, histories)
@@ -139,17 +157,24 @@ class WalInventory:
             position = end
 
     def source(self, path: TimelineHistory, lsn: int) -> TimelineWal | None:
-        """The timeline whose file of the segment at ``lsn`` recovery reads along ``path``: the newest that has it.
+        """The timeline whose file of the segment at ``lsn`` serves recovery along ``path``: the newest that goes beyond its own
+        beginning there, else the one that has most of the segment.
 
-        A timeline's first segment begins with what its parent wrote of it (xlog.c, XLogInitNewTimeline).
+        A timeline's first segment begins with what its parent wrote of it (xlog.c, XLogInitNewTimeline); held in pieces, it may
+        be cut off before its own first byte.
         """
         start = segment_start(lsn, self.segment_size)
+        most: TimelineWal | None = None
         for timeline in reversed(path.timelines):
-            begins = segment_start(path.start_of(timeline), self.segment_size)
             wal = self.timelines.get(timeline)
-            if begins <= start and wal is not None and wal.end_in(start) > 0:
+            begins = path.start_of(timeline)
+            if wal is None or segment_start(begins, self.segment_size) > start or wal.end_in(start) == 0:
+                continue
+            if start + wal.end_in(start) > begins:
                 return wal
-        return None
+            if most is None or wal.end_in(start) > most.end_in(start):
+                most = wal
+        return most
 
     def _carried_over(self, path: TimelineHistory, switch: LSN, reached: LSN) -> bool:
         """Whether the rest of the parent's last segment is in a later timeline's file of the same segment."""
@@ -184,17 +209,4 @@ def load_segment(archive: WalArchive, wal: TimelineWal, start: int) -> tuple[byt
     raise NotFoundError(f"the repository has nothing of WAL segment {name}")
 
 
-def _sort(timeline: int, segment_size: int, names: Iterable[str]) -> TimelineWal:
-    wal = TimelineWal(timeline, segment_size)
-    for name in names:
-        segment, first, end = split_piece(name)
-        kind = classify(segment)
-        if kind is WalFileKind.SEGMENT:
-            start = parse_segment_name(segment, segment_size)[1]
-            if end is None:
-                wal.whole.add(start)
-            else:
-                wal.pieces.setdefault(start, []).append((first, end))
-        elif kind is WalFileKind.PARTIAL:
-            wal.partial.add(parse_segment_name(segment.removesuffix(".partial"), segment_size)[1])
-    return wal
+_sort = TimelineWal.of
