@@ -41,6 +41,7 @@ MAX_CLOCK_DIFFERENCE = 30.0
 EXPECTED_COMPRESSION = 4
 """The first backup of a cluster may shrink by this much, hardly by more."""
 
+
 @dataclass(frozen=True, slots=True)
 class ServerReport:
     """What was found out about a server; ``facts`` is None where it could not be asked."""

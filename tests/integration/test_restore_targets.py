@@ -244,9 +244,7 @@ def test_a_started_copy_reports_what_it_reached_and_archives_nothing(
         assert (outcome.recovery.lsn >= manifest.stop_lsn, outcome.recovery.timeline) == (True, 2)
         assert sql(outcome.dsn, "SHOW archive_mode") == [("off",)]
         assert sql(outcome.dsn, "SELECT pg_is_in_recovery()") == [(False,)]
-        left = sql(
-            outcome.dsn, "SELECT name FROM pg_file_settings WHERE name ~ '^(recovery|restore|primary)_'"
-        )
+        left = sql(outcome.dsn, "SELECT name FROM pg_file_settings WHERE name ~ '^(recovery|restore|primary)_'")
         assert left == []
         assert not (target / "recovery.signal").exists()
         with pytest.raises(TargetError, match="a PostgreSQL server runs on"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import time
@@ -16,6 +17,7 @@ import msgspec
 import psycopg
 import pytest
 
+from pgkeep.cli.main import execute
 from pgkeep.postgres.account import give_to, server_account
 from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.recovery_settings import RECOVERY_DEFAULTS, rewrite_settings
@@ -328,3 +330,48 @@ def test_each_branch_is_reached_and_the_newest_one_is_meant(story: Story, work_d
     with told.recovered(plan, work_dir / "fork") as server:
         assert stopped_at(server) == plan.stop_lsn
         assert words_of(server) == story.until("three")
+
+
+def test_the_command_recovers_to_a_target_and_says_what_it_reached(
+    story: Story, work_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = work_dir / "key"
+    key.write_text(KEY.text())
+    target = server_place(work_dir / "restored")
+    words = ["restore", "--repository", story.repository.store.url, "--key-file", str(key), "--target-dir", str(target)]
+    words += ["--to", story.times["five"].isoformat(), "--start", "--json"]
+    # as the origin was started with
+    words += ["--set", "fsync=off", "--set", "max_prepared_transactions=5"]
+
+    code = execute([*words, "--plan"])
+    planned = json.loads(capsys.readouterr().out)["plan"]["recovery"]
+    assert code == 0
+    assert execute(words) == 0, capsys.readouterr()
+    answer = json.loads(capsys.readouterr().out)
+
+    assert planned["target"]["value"] == to(story.times["five"]).value
+    assert datetime.fromisoformat(planned["last_transaction"]) == story.times["five"]
+    assert answer["recovery"]["lsn"] == planned["stop_lsn"]
+    assert answer["recovery"]["timeline"] == 2
+    try:
+        assert [
+            row[0] for row in sql(answer["recovery"]["dsn"], "SELECT word FROM words ORDER BY number")
+        ] == story.until("five")
+    finally:
+        Server(target, story.server.binaries).stop()
+
+
+def test_the_command_names_the_nearest_target_where_there_is_no_way(
+    story: Story, work_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = work_dir / "key"
+    key.write_text(KEY.text())
+    words = ["restore", "--repository", story.repository.store.url, "--key-file", str(key)]
+    words += ["--target-dir", str(work_dir / "never"), "--to", "2001-01-01 00:00Z", "--json"]
+
+    assert execute(words) == 11
+
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert story.manifests[0].id in error["message"]
+    assert error["hint"].startswith('pgkeep restore --to "20')
+    assert not (work_dir / "never").exists()

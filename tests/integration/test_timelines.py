@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pgkeep.postgres.binaries import ServerBinaries
+    from pgkeep.restore import RestoreOutcome
 
 
 def store_wal(server: Server, repository: Repository) -> None:
@@ -52,9 +53,23 @@ class Moment:
 class Branch:
     """A server that writes rows, and notes moments between them."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, outcome: RestoreOutcome | None = None) -> None:
         self.server = server
+        self.outcome = outcome
         self.rows: set[str] = {str(row[0]) for row in sql(server.dsn(), "SELECT word FROM words")}
+
+    @property
+    def timeline(self) -> int:
+        """The timeline that recovery ended on."""
+        assert self.outcome is not None
+        assert self.outcome.recovery is not None
+        return self.outcome.recovery.timeline
+
+    @property
+    def backup(self) -> str:
+        """The id of the backup that it came from."""
+        assert self.outcome is not None
+        return self.outcome.plan.manifest.id
 
     def write(self, *words: str) -> Moment:
         for word in words:
@@ -77,9 +92,7 @@ def make_copy(work_dir: Path, binaries_of: Callable[[int], ServerBinaries]) -> I
         outcome = restore(repository, target, recovery=recovery, start=True, settings={"fsync": "off"}, **options)
         assert outcome.dsn is not None
         server.socket_directory = Path(outcome.dsn.split("host=")[1].split()[0])
-        branch = Branch(server)
-        branch.outcome = outcome
-        return branch
+        return Branch(server, outcome)
 
     yield make
     for server in started:
@@ -106,7 +119,7 @@ def test_every_branch_can_be_reached_and_every_moment_of_it(
 
     # a copy that ended recovery at the fork is a branch of its own, and writes on
     side = make_copy(repository, major, RecoveryTarget(kind="time", value=fork.time))
-    assert (side.rows, side.outcome.recovery.timeline) == (fork.rows, 2)
+    assert (side.rows, side.timeline) == (fork.rows, 2)
     c = side.write("c1", "c2")
     store_wal(side.server, repository)
     d = main.write("d1")
@@ -114,7 +127,7 @@ def test_every_branch_can_be_reached_and_every_moment_of_it(
 
     assert make_copy(repository, major, latest(1)).rows == d.rows
     onto = make_copy(repository, major, latest(2))
-    assert (onto.rows, onto.outcome.recovery.timeline) == (c.rows, 3)
+    assert (onto.rows, onto.timeline) == (c.rows, 3)
     assert make_copy(repository, major, latest()).rows == c.rows
     # the moment lies on both branches' past, and only the first has it in its future
     assert make_copy(repository, major, RecoveryTarget(kind="time", value=a.time)).rows == a.rows
@@ -125,8 +138,8 @@ def test_every_branch_can_be_reached_and_every_moment_of_it(
     e = side.write("e1")
     store_wal(side.server, repository)
     from_second = make_copy(repository, major, latest())
-    assert (from_second.rows, from_second.outcome.plan.manifest.id) == (e.rows, second_backup.id)
+    assert (from_second.rows, from_second.backup) == (e.rows, second_backup.id)
     old = make_copy(repository, major, RecoveryTarget(kind="lsn", value=b.lsn, timeline=1))
-    assert (old.rows, old.outcome.plan.manifest.id) == (b.rows, first_backup.id)
+    assert (old.rows, old.backup) == (b.rows, first_backup.id)
     across = make_copy(repository, major, RecoveryTarget(kind="time", value=c.time), backup=first_backup.id)
     assert across.rows == c.rows
