@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from pgkeep.errors import ServerError, StoreError, TargetError
 from pgkeep.postgres.server import ThrowawayServer
 from pgkeep.restore import plan as restore_plan
 from pgkeep.verify import VerifyRequest, run_verify
+from support.disks import small_disk
 from support.jobs import SMALL, backup, new_repository, restore
 from support.servers import TEST_SETTINGS, run_program, sql
 
@@ -38,22 +37,6 @@ def service(binaries_of: Callable[[int], ServerBinaries], work_root: Path) -> It
         server.start(TEST_SETTINGS)
         load(server.dsn(), users=2000)
         yield server
-
-
-@contextlib.contextmanager
-def small_disk(place: Path, size: str) -> Iterator[None]:
-    """A file system of its own: a tmpfs in RAM for root, which CI runs as; for others a quota on what they may write."""
-    place.mkdir()
-    if os.geteuid() == 0:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
-        place.chmod(0o755)
-        try:
-            yield
-        finally:
-            subprocess.run(["umount", "--lazy", place], check=True)
-    else:
-        # unshare(1) gives an ordinary user a mount of its own only in a child; the same kernel path is ENOSPC there
-        pytest.fail("this test mounts a small disk: run it as root, as .ci/run does")
 
 
 def _expect_whole(repository: Repository) -> None:

@@ -194,13 +194,13 @@ def hung_program(tmp_path: Path) -> Iterator[list[str]]:
     _, _, repository = source_at(tmp_path / "main")
     archive = repository.wal(CLUSTER)
     archive.put(name_of(1), make_segment(1))
-    stored = tmp_path / "main" / archive.object_name(name_of(1))
     archive.put(name_of(2), make_segment(2))
     (tmp_path / "key").write_text(KEY.text())
     (tmp_path / "pg_wal").mkdir()
-    (tmp_path / "main" / archive.object_name(name_of(2))).unlink()
-    hung = stored.with_name(name_of(2))
+    hung = tmp_path / "main" / archive.object_name(name_of(2))
+    hung.unlink()
     os.mkfifo(hung)
+    (tmp_path / "fifo").symlink_to(hung)
     yield [
         *(sys.executable, "-P", "-m", "pgkeep", "wal", "fetch", name_of(2), "pg_wal/RECOVERYXLOG"),
         *("--repository", f"file://{tmp_path}/main", "--key-file", str(tmp_path / "key")),
@@ -217,18 +217,38 @@ def test_the_program_gives_up_a_store_that_hangs(hung_program: list[str], tmp_pa
 
 
 def test_the_program_ends_at_once_with_sigterm(hung_program: list[str], tmp_path: Path) -> None:
-    with subprocess.Popen(hung_program, cwd=tmp_path, stderr=subprocess.PIPE) as process:
-        until(lambda: _waits_for_a_fifo(process.pid), "the program at work")
+    with (
+        subprocess.Popen(hung_program, cwd=tmp_path, stderr=subprocess.PIPE) as process,
+        _killed_at_the_end(process),
+        _held_open(tmp_path / "fifo"),
+    ):
         process.terminate()
         assert process.wait(10) == 143
 
 
-def _waits_for_a_fifo(pid: int) -> bool:
-    waits = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):
-            waits.append((thread / "wchan").read_text())
-    return any("fifo" in wait or "pipe" in wait for wait in waits)
+@contextlib.contextmanager
+def _killed_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+@contextlib.contextmanager
+def _held_open(fifo: Path) -> Iterator[None]:
+    """Wait until somebody reads the FIFO; then it is read in vain, for as long as this holds the other end."""
+    ends: list[int] = []
+
+    def is_read() -> bool:
+        with contextlib.suppress(OSError):  # ENXIO: no reader yet
+            ends.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(ends)
+
+    until(is_read, "the program at work")
+    try:
+        yield
+    finally:
+        os.close(ends[0])
 
 
 def _damage_middle(origin: Origin) -> str:

@@ -79,7 +79,7 @@ def test_the_window_is_what_the_server_wrote_since_the_backup(server: ThrowawayS
 
     (window,) = overview.windows
     assert (window.timeline, window.start_lsn, window.end_lsn) == (1, manifest.stop_lsn, end)
-    assert before <= window.start_time < first < last <= window.end_time
+    assert before <= window.start_time <= first < last <= window.end_time
     assert (window.end_time - last).total_seconds() < 60
     assert [(start.backup, start.lsn) for start in window.starts] == [(manifest.id, manifest.stop_lsn)]
     assert window.gap is None
@@ -108,7 +108,7 @@ def test_a_missing_segment_ends_a_window_and_the_next_backup_begins_one(server: 
     assert early.gap == WalSpan(begin, LSN(begin + size))
     assert (early.end_lsn, early.end_time) == (begin, last_before)
     assert (late.start_lsn, late.end_lsn, late.starts[0].backup) == (second.stop_lsn, end, second.id)
-    assert unreachable <= late.start_time < after <= late.end_time
+    assert unreachable <= late.start_time <= after <= late.end_time
     # its record is gone with its segment
     assert overview.restore_points == []
 

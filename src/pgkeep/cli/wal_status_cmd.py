@@ -89,6 +89,7 @@ def _document(status: WalStatus) -> dict[str, object]:
                     "received_lsn",
                     "durable_lsn",
                     "server_lsn",
+                    "complete",
                     "spool",
                 )
             },

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from psycopg import pq
@@ -19,7 +20,7 @@ from pgkeep.postgres.lsn import LSN
 if TYPE_CHECKING:
     from pgkeep.postgres.replication import ReplicationConnection
 
-__all__ = ["EndOfStream", "WalBatch", "WalStream", "status_message"]
+__all__ = ["EndOfStream", "ServerEnd", "WalBatch", "WalStream", "status_message"]
 
 _EPOCH = 946_684_800
 """2000-01-01 in Unix time: the replication protocol counts microseconds from it."""
@@ -29,6 +30,9 @@ _BATCH_BYTES = 1 << 20
 
 _STATUS = struct.Struct("!cQQQqB")
 
+_LOOP_TIME = timedelta(seconds=1)
+"""Two keepalives that are nearer may be answers to two questions that the server read at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class EndOfStream:
@@ -36,6 +40,14 @@ class EndOfStream:
 
     next_timeline: int | None
     switch: LSN | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEnd:
+    """At ``time``, by the server's clock, its WAL ended at ``lsn``."""
+
+    lsn: LSN
+    time: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ class WalStream:
 
     ``position`` is the end of what was received, ``server_end`` where the server's WAL ends as far as it said,
     ``heard`` the monotonic time of its last message, ``asked_for`` that of the last `receive`, ``reply_requested`` whether it waits for `acknowledge`; ``end`` is
-    set once the server has stopped.
+    set once the server has stopped. ``complete`` is the newest moment of which all WAL has been received, None until one is known.
     """
 
     def __init__(self, connection: ReplicationConnection, start: LSN, timeline: int) -> None:
@@ -63,6 +75,8 @@ class WalStream:
         self.heard = self.asked_for = time.monotonic()
         self.reply_requested = False
         self.end: EndOfStream | None = None
+        self.complete: ServerEnd | None = None
+        self._keepalive: ServerEnd | None = None
 
     def receive(self, wait: float) -> WalBatch:
         """All that has come, up to about a mebibyte; waits ``wait`` seconds for it at most.
@@ -90,9 +104,11 @@ class WalStream:
                 size += len(message) - 25
                 self.position = LSN(sent + len(message) - 25)
                 self.server_end = LSN(server_end)
+                self._keepalive = None
             elif message[0] == ord("k"):
-                server_end, _, reply = struct.unpack_from("!QqB", message, 1)
+                server_end, sent_at, reply = struct.unpack_from("!QqB", message, 1)
                 self.server_end = LSN(server_end)
+                self._heard_keepalive(ServerEnd(LSN(server_end), _moment(sent_at)))
                 self.reply_requested = self.reply_requested or bool(reply)
                 if reply:
                     break
@@ -111,6 +127,15 @@ class WalStream:
         """Break the connection off, from any thread: the next `receive` raises ServerError."""
         self._connection.abandon()
 
+    def _heard_keepalive(self, keepalive: ServerEnd) -> None:
+        """A keepalive may precede WAL that was written before it (walsender.c answers first, and sends then): the next one shows
+        that there was none, once the server has been through its loop between the two.
+        """
+        last = self._keepalive
+        if last is None or keepalive.time - last.time >= _LOOP_TIME:
+            self.complete = last or self.complete
+            self._keepalive = keepalive
+
     def _finish(self) -> EndOfStream:
         result = self._connection.end_copy()
         if result is None:
@@ -124,3 +149,8 @@ def status_message(durable: LSN, *, ask: bool = False) -> bytes:
     """A standby status update: written and flushed up to ``durable``, nothing applied."""
     now = int((time.time() - _EPOCH) * 1_000_000)
     return _STATUS.pack(b"r", durable, durable, 0, now, ask)
+
+
+def _moment(microseconds: int) -> datetime:
+    """A time of the replication protocol."""
+    return datetime.fromtimestamp(_EPOCH, UTC) + timedelta(microseconds=microseconds)

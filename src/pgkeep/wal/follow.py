@@ -96,9 +96,11 @@ def follow(
             synced = now = time.monotonic()
         # the end of a segment makes itself durable
         is_news = _durable(spool) > acknowledged and (synchronous or now - reported >= _SYNC_INTERVAL)
-        if is_news or stream.reply_requested or now - reported >= _STATUS_INTERVAL:
+        is_quiet = now - reported >= _STATUS_INTERVAL
+        if is_news or stream.reply_requested or is_quiet:
             acknowledged = _durable(spool)
-            stream.acknowledge(acknowledged)
+            # the answer says up to when nothing has happened
+            stream.acknowledge(acknowledged, ask=is_quiet)
             reported = now
         if stream.heard > heard:
             heard, asked = stream.heard, None

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from psycopg.conninfo import make_conninfo
 
 from pgkeep.config import Cluster, Config
-from pgkeep.errors import BusyError, DamageError, PgkeepError, ServerError, StoreError
+from pgkeep.errors import BusyError, PgkeepError, ServerError, StoreError
 from pgkeep.opening import open_repository, read_secret
 from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.replication import ReplicationConnection, SystemIdentity
@@ -32,7 +32,14 @@ from pgkeep.wal.events import Alarms, Event
 from pgkeep.wal.follow import SpoolRoom, follow
 from pgkeep.wal.gap import GapFiller
 from pgkeep.wal.pushed import PushedFiles
-from pgkeep.wal.receiver_status import STATUS_NAME, alarm_documents, read_status, repository_documents, time_text
+from pgkeep.wal.receiver_status import (
+    STATUS_NAME,
+    alarm_documents,
+    last_complete,
+    missing_end,
+    repository_documents,
+    time_text,
+)
 from pgkeep.wal.resume import OtherHistory
 from pgkeep.wal.ship import Backoff, Shipper
 from pgkeep.wal.slots import ServerWatch, SlotKeeper
@@ -98,6 +105,7 @@ class WalReceiver:
         self._stopping = threading.Event()
         self._connected_since: datetime | None = None
         self._stream: WalStream | None = None
+        self._complete: object = None
         self._was_healthy = self._is_healthy = False
         self._watch = ServerWatch(
             cluster.dsn, cluster.slot, self.alarms, cap=cluster.wal.slot_cap, synchronous=cluster.wal.synchronous
@@ -116,6 +124,7 @@ class WalReceiver:
         """
         with lock_spool(self.cluster.spool):
             self._secrets = {settings.name: read_secret(settings.key) for settings in self._settings}
+            self._complete = last_complete(self.cluster.spool)
             self._open_repositories()
             slot = SlotKeeper(self.cluster.slot, self.alarms)
             self._start = StartingPoint(slot, self._gaps, self.alarms, self._repositories)
@@ -280,7 +289,7 @@ class WalReceiver:
         return self.spool
 
     def _use_spool(self, spool: Spool) -> None:
-        for damage in [*spool.damage, *_missing_end(spool)]:
+        for damage in [*spool.damage, *missing_end(spool)]:
             self.alarms.raise_error("spool-damage", damage)
         if spool.damage and spool.has_hole:
             self._gaps.report(str(spool.damage[0]))
@@ -371,6 +380,7 @@ class WalReceiver:
             "received_lsn": str(position.lsn) if position is not None else None,
             "durable_lsn": str(durable.lsn) if durable is not None else None,
             "server_lsn": str(stream.server_end) if stream is not None else None,
+            "complete": self._complete_document(stream),
             "spool": {
                 "path": str(self.cluster.spool),
                 "bytes": spool.size if spool is not None else 0,
@@ -380,24 +390,17 @@ class WalReceiver:
             "alarms": alarm_documents(self.alarms.active()),
         }
 
+    def _complete_document(self, stream: WalStream | None) -> object:
+        """Outlives the stream and the receiver: it is wanted most once the server is gone."""
+        if stream is not None and (end := stream.complete) is not None:
+            self._complete = {"timeline": stream.timeline, "lsn": str(end.lsn), "time": time_text(end.time)}
+        return self._complete
+
     def _write_status(self, *, running: bool) -> None:
         status = {**self.status(), "running": running}
         if status != self._written:
             write_json(self.cluster.spool / STATUS_NAME, {**status, "updated": time_text(utc_now())}, durable=False)
             self._written = status
-
-
-def _missing_end(spool: Spool) -> list[DamageError]:
-    """What is wrong where the last receiver said that more was durable than is there now."""
-    with suppress(OSError, ValueError, KeyError):
-        status = read_status(spool.directory)
-        position = spool.position
-        if status is not None and status["durable_lsn"] is not None:
-            acknowledged = LSN.parse(str(status["durable_lsn"]))
-            if position is None or (status["timeline"] == position.timeline and acknowledged > position.lsn):
-                end = f"ends at {position.lsn}" if position is not None else "is empty"
-                return [DamageError(f"the spool {end}, and WAL up to {acknowledged} was acknowledged")]
-    return []
 
 
 def _silence_limit(connection: ReplicationConnection) -> float:

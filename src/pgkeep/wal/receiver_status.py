@@ -16,6 +16,8 @@
 ``received_lsn``       up to where WAL was received, as PostgreSQL prints it
 ``durable_lsn``        up to where it is durable in the spool, and acknowledged
 ``server_lsn``         where the server's WAL ends, as far as it said
+``complete``           ``timeline``, ``lsn`` and ``time``: when, by the server's clock, its WAL ended there, so that nothing is missing
+                       up to that moment; null until that is known
 ``spool``              ``path``, ``bytes`` and ``limit``
 ``repositories``       a list: ``name``, ``timeline`` and ``shipped_lsn`` (up to where it has everything), ``shipped_at``,
                        ``last_error`` (null where all is well)
@@ -28,14 +30,27 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pgkeep.errors import DamageError
+from pgkeep.postgres.lsn import LSN
 from pgkeep.wal.events import Event
 from pgkeep.wal.ship import Shipper
 from pgkeep.wal.small_files import read_json
+from pgkeep.wal.spool import Spool
 
-__all__ = ["STATUS_NAME", "alarm_documents", "read_status", "receiver_runs", "repository_documents", "time_text"]
+__all__ = [
+    "STATUS_NAME",
+    "alarm_documents",
+    "last_complete",
+    "missing_end",
+    "read_status",
+    "receiver_runs",
+    "repository_documents",
+    "time_text",
+]
 
 STATUS_NAME = "status.json"
 
@@ -43,6 +58,26 @@ STATUS_NAME = "status.json"
 def read_status(spool: Path) -> dict[str, object] | None:
     """What the newest receiver on this spool wrote last; None where none ever ran. Raises OSError, ValueError."""
     return read_json(spool / STATUS_NAME)
+
+
+def last_complete(spool: Path) -> object:
+    """``complete`` of the newest receiver: it holds for the next one, too."""
+    with suppress(OSError, ValueError):
+        return (read_status(spool) or {}).get("complete")
+    return None
+
+
+def missing_end(spool: Spool) -> list[DamageError]:
+    """What is wrong where the last receiver said that more was durable than is there now."""
+    with suppress(OSError, ValueError, KeyError):
+        status = read_status(spool.directory)
+        position = spool.position
+        if status is not None and status["durable_lsn"] is not None:
+            acknowledged = LSN.parse(str(status["durable_lsn"]))
+            if position is None or (status["timeline"] == position.timeline and acknowledged > position.lsn):
+                end = f"ends at {position.lsn}" if position is not None else "is empty"
+                return [DamageError(f"the spool {end}, and WAL up to {acknowledged} was acknowledged")]
+    return []
 
 
 def receiver_runs(spool: Path) -> bool:

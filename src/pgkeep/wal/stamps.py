@@ -19,14 +19,11 @@ def receiver_stamps(spool: Path) -> list[WalStamp]:
     """
     try:
         status = read_status(spool)
-        if status is None:
+        complete = status.get("complete") if status is not None else None
+        if not isinstance(complete, dict):
             return []
         return [
-            WalStamp(
-                int(str(status["timeline"])),
-                LSN.parse(str(status["server_lsn"])),
-                datetime.fromisoformat(str(status["server_time"])),
-            )
+            WalStamp(int(complete["timeline"]), LSN.parse(complete["lsn"]), datetime.fromisoformat(complete["time"]))
         ]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return []
