@@ -218,6 +218,8 @@ class WalReceiver:
             silence = _silence_limit(connection)
             while not self._stopping.is_set():
                 start = self._start.find(connection, identity, spool)
+                for shipper in self.shippers:
+                    shipper.begin_at(start)
                 stream = connection.stream(start.lsn, start.timeline, self.cluster.slot)
                 if stream.end is None:
                     self._begun(stream)
