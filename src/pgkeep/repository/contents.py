@@ -17,6 +17,7 @@ from pgkeep.repository.codec import Codec, compress
 from pgkeep.repository.crypto import KeyRing
 from pgkeep.repository.index import Index, Location, write_index
 from pgkeep.repository.packs import MAX_CONTENT_SIZE, PackBuilder, PackEntry, PackKind, PackReader, read_pack_table
+from pgkeep.repository.parameters import Parameters
 from pgkeep.repository.store import ObjectMissing, Store
 
 __all__ = ["ContentReader", "ContentWriter", "Location", "Parameters", "StoredContent", "adopt_orphans", "spans"]
@@ -30,16 +31,6 @@ _PACKS_IN_FLIGHT = 2
 _GAP = 64 << 10
 _SPAN = 4 << 20
 """A read passes over gaps up to `_GAP` and fetches up to `_SPAN` bytes at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What a repository was created with; sizes in bytes."""
-
-    page_size: int = 8192
-    cell_size: int = 1 << 20
-    pack_size: int = 32 << 20
-    compression_level: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from argon2.low_level import Type, hash_secret_raw
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -119,6 +118,8 @@ class Passphrase:
 
     def wrapping_key(self, salt: bytes) -> bytes:
         """The key that wraps the root key in a slot."""
+        from argon2.low_level import Type, hash_secret_raw
+
         return hash_secret_raw(self.passphrase.encode(), salt, hash_len=32, type=Type.ID, **_ARGON2)
 
 

@@ -1,4 +1,7 @@
-"""A repository: a store, its parameters and its keys, opened."""
+"""A repository: a store, its parameters and its keys, opened.
+
+What backups and restores need is imported where it is used: `archive_command` opens a repository for every segment.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,22 @@ import hmac
 import json
 import secrets
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from pgkeep.errors import DamageError, KeyFailure, RepositoryError
-from pgkeep.repository.contents import ContentReader, ContentWriter, Parameters, adopt_orphans
 from pgkeep.repository.crypto import KeyRing, Suite
-from pgkeep.repository.index import Index, IndexSegment, write_index
 from pgkeep.repository.keys import KeyFile, Secret, add_slot, unwrap_root_key
-from pgkeep.repository.leases import Lease
-from pgkeep.repository.manifests import Catalog
-from pgkeep.repository.packs import read_pack_table
+from pgkeep.repository.parameters import Parameters
 from pgkeep.repository.records import read_record, write_record
 from pgkeep.repository.store import ObjectMissing, Store
 from pgkeep.repository.wal_objects import WalArchive
 from pgkeep.units import utc_now
+
+if TYPE_CHECKING:
+    from pgkeep.repository.contents import ContentReader, ContentWriter
+    from pgkeep.repository.index import Index
+    from pgkeep.repository.leases import Lease
+    from pgkeep.repository.manifests import Catalog
 
 __all__ = ["FORMAT", "ROOT_NAME", "Repository", "exists"]
 
@@ -124,6 +130,8 @@ class Repository:
     @property
     def index(self) -> Index:
         """The index, opened at first use."""
+        from pgkeep.repository.index import Index
+
         if self._index is None:
             self._index = Index(self.store, self.keys)
         return self._index
@@ -137,6 +145,8 @@ class Repository:
     @property
     def catalog(self) -> Catalog:
         """The backups."""
+        from pgkeep.repository.manifests import Catalog
+
         return Catalog(self.store, self.keys)
 
     def wal(self, system_identifier: int) -> WalArchive:
@@ -149,18 +159,26 @@ class Repository:
 
     def reader(self) -> ContentReader:
         """A reader of contents."""
+        from pgkeep.repository.contents import ContentReader
+
         return ContentReader(self.store, self.keys, self.index)
 
     def writer(self) -> ContentWriter:
         """A writer of contents."""
+        from pgkeep.repository.contents import ContentWriter
+
         return ContentWriter(self.store, self.keys, self.index, self.parameters)
 
     def lease(self, resource: str) -> Lease:
         """A claim on a resource; see `Lease`."""
+        from pgkeep.repository.leases import Lease
+
         return Lease(self.store, resource)
 
     def adopt_orphans(self) -> int:
         """Bring packs of a writer that was killed into the index; returns how many there were."""
+        from pgkeep.repository.contents import adopt_orphans
+
         return adopt_orphans(self.store, self.keys, self.index)
 
     def reindex(self) -> int:
@@ -168,6 +186,9 @@ class Repository:
 
         Raises DamageError where packs are damaged, after the index of the others is written; the old index stays then.
         """
+        from pgkeep.repository.index import IndexSegment, write_index
+        from pgkeep.repository.packs import read_pack_table
+
         # listed before the packs: an index that comes meanwhile may cover packs that the listing below has missed
         old = [info.name for info in self.store.list("index/")]
         tables, damaged = [], []
