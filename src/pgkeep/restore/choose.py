@@ -46,7 +46,7 @@ class _Stop:
     start: Start
     lsn: LSN
     settings: dict[str, str]
-    needs: LSN = LSN(0)
+    needs: int = 0
     lived: bool = True
     open_ended: bool = False
     notes: tuple[str, ...] = ()
