@@ -108,6 +108,10 @@ class ContentWriter:
             self._send(full)
         return StoredContent(content_id, entry.stored_size, new=True)
 
+    def content_id(self, plain: bytes | bytearray | memoryview) -> bytes:
+        """The id that a content has, stored or not."""
+        return self._keys.content_id(plain)
+
     def flush(self) -> None:
         """Return when every content given so far is durable and in the index. No `put` may run meanwhile."""
         for builder in list(self._builders.values()):

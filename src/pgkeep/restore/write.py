@@ -4,53 +4,70 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Self
 
 from pgkeep.direct_io import write_at
-from pgkeep.errors import TargetError
+from pgkeep.errors import DamageError, TargetError
 from pgkeep.progress import Progress
-from pgkeep.repository.contents import ContentReader, Location, spans
-from pgkeep.repository.maps import Extent
+from pgkeep.repository.contents import Location, spans
 from pgkeep.repository.packs import PackEntry
-from pgkeep.repository.tree import BackupFile, BackupTree, naming
+from pgkeep.repository.tree import BackupFile, BackupTree
+from pgkeep.restore.pace import Buffer, Latch, Pace
+from pgkeep.restore.runs import Assembly, Piece, Run, assemble
+from pgkeep.restore.source import ContentSource
 from pgkeep.workers import Workers
 
-__all__ = ["FileWriter", "sync_file_systems"]
+__all__ = ["FileWriter", "part_of", "sync_file_systems"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _WINDOW = 1024
-"""Extents that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
+"""Pieces that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
+
+_HELD = 32 << 20
+"""Bytes of contents that a window holds because many cells need them; two windows are at work at once."""
+
+_TOGETHER = 64
+"""Runs that one call writes from contents which are held."""
 
 
 class FileWriter:
     """Writes files below a directory; use as a context manager, then `add` files and `finish`.
 
-    ``locate`` gives the place of a path of the backup. Files are created with their size and mode, sparse; their bytes
-    come in any order. An error of a worker is raised by the next call.
+    ``locate`` gives the place of a path of the backup; cells are ``cell_size`` bytes of a file. Files are created with their size and
+    mode, sparse; their bytes come in any order. An error of a worker is raised by the next call.
     """
+
+    window_size = _WINDOW
 
     def __init__(
         self,
         tree: BackupTree,
-        reader: ContentReader,
+        source: ContentSource,
         locate: Callable[[bytes], bytes],
         *,
         jobs: int | None,
         owner: tuple[int, int] | None,
         progress: Progress,
+        pace: Pace,
     ) -> None:
         self._tree = tree
-        self._reader = reader
+        self._source = source
         self._locate = locate
         self._owner = owner
         self._progress = progress
+        self._pace = pace
         self._page_size = tree.manifest.page_size
-        self._window: list[tuple[bytes, str, Extent, int]] = []
+        self._pieces: list[Piece] = []
+        self._begun: _Window | None = None
+        self._buffer = Buffer()
         # direct writes wait for the disk, so that twice as many threads as processors keep both busy
         self._workers = Workers(jobs or 2 * (os.cpu_count() or 1), "restore", waiting=2)
 
-    def __enter__(self) -> FileWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,14 +91,10 @@ class FileWriter:
         if entry.inline is not None:
             self._progress.advance(entry.size)
             return
-        extents = self._tree.extents(file)
         covered = 0
-        for extent in extents:
-            size = min(extent.pages * self._page_size, entry.size - extent.first_page * self._page_size)
-            covered += size
-            self._window.append((place, file.shown_path, extent, size))
-            if len(self._window) >= _WINDOW:
-                self._send_window()
+        for piece in self._pieces_of(file, place, is_new=True):
+            covered += piece.size
+            self._take(piece)
         self._progress.advance(entry.size - covered)
 
     def write_stream(self, place: bytes, mode: int, size: int | None, chunks: Iterator[bytes]) -> None:
@@ -91,47 +104,92 @@ class FileWriter:
     def finish(self) -> None:
         """Wait until everything is written."""
         self._send_window()
+        self._end_window()
         self._workers.drain()
 
-    def _send_window(self) -> None:
-        window, self._window = self._window, []
-        wanted: dict[bytes, list[tuple[bytes, str, Extent, int]]] = {}
-        locations: list[Location] = []
-        for item in window:
-            extent_id = item[2].id
-            places = wanted.get(extent_id)
-            if places is None:
-                wanted[extent_id] = [item]
-                with naming(item[1]):
-                    locations.append(self._reader.locate(extent_id))
-            else:
-                places.append(item)
-        for pack, entries in spans(locations):
-            self._workers.submit(self._write_span, pack, entries, {entry.id: wanted[entry.id] for entry in entries})
+    def _pieces_of(self, file: BackupFile, place: bytes, *, is_new: bool) -> Iterator[Piece]:
+        """The pieces of a file, in order."""
+        page_size, shown_path = self._page_size, file.shown_path
+        for extent in self._tree.extents(file):
+            position = extent.first_page * page_size
+            size = min(extent.pages * page_size, file.entry.size - position)
+            yield Piece(place, shown_path, extent.id, extent.content_page * page_size, position, size, is_new)
 
-    def _write_span(
-        self, pack: str, entries: list[PackEntry], wanted: dict[bytes, list[tuple[bytes, str, Extent, int]]]
-    ) -> None:
-        page_size = self._page_size
-        contents = self._reader.read(pack, entries)
-        for entry in entries:
-            shown_path = wanted[entry.id][0][1]
-            with naming(shown_path):
-                _, plain = next(contents)
-            view = memoryview(plain)
-            for place, _, extent, size in wanted[entry.id]:
-                first = extent.content_page * page_size
-                with target_errors(place):
-                    write_at(place, view[first : first + size], extent.first_page * page_size)
-                self._progress.advance(size)
+    def _take(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+        if len(self._pieces) >= self.window_size:
+            self._send_window()
+
+    def _send_window(self) -> None:
+        """Have what many cells need fetched; meanwhile the window before is written."""
+        pieces, self._pieces = self._pieces, []
+        locations = self._source.locate(pieces)
+        sizes = {content: location.entry.plain_size for content, location in locations.items()}
+        assembly = assemble(pieces, self._source.cell_size, sizes, _HELD)
+        shown = {piece.content: piece.shown_path for piece in pieces}
+        fetches = list(spans([locations[content] for content in assembly.held]))
+        window = _Window(assembly, locations, shown, Latch(len(fetches)))
+        for pack, entries in fetches:
+            self._workers.submit(self._hold, window, pack, entries)
+        self._end_window()
+        self._begun = window
+
+    def _end_window(self) -> None:
+        window, self._begun = self._begun, None
+        if window is None:
+            return
+        window.held.wait()
+        self._workers.raise_failure()
+        rest, by_content = window.assembly.rest, window.assembly.by_content
+        for first in range(0, len(rest), _TOGETHER):
+            self._workers.submit(self._write_held, window, rest[first : first + _TOGETHER])
+        for pack, entries in spans([window.locations[content] for content in by_content]):
+            self._workers.submit(self._write_span, window, pack, entries)
+
+    def _hold(self, window: _Window, pack: str, entries: list[PackEntry]) -> None:
+        try:
+            self._pace.enter()
+            for entry, plain in self._source.read(pack, entries, window.shown):
+                window.contents[entry.id] = memoryview(plain)
+        finally:
+            window.held.done()
+
+    def _write_held(self, window: _Window, runs: list[Run]) -> None:
+        self._pace.enter()
+        for run in runs:
+            self._write_run(run, window.contents)
+
+    def _write_span(self, window: _Window, pack: str, entries: list[PackEntry]) -> None:
+        self._pace.enter()
+        for entry, plain in self._source.read(pack, entries, window.shown):
+            contents = ChainMap({entry.id: memoryview(plain)}, window.contents)
+            for run in window.assembly.by_content[entry.id]:
+                self._write_run(run, contents)
+
+    def _write_run(self, run: Run, contents: Mapping[bytes, memoryview]) -> None:
+        parts = [part_of(contents[piece.content], piece) for piece in run]
+        size = sum(piece.size for piece in run)
+        data = parts[0]
+        if len(parts) > 1:
+            data = self._buffer.view(size)
+            end = 0
+            for part in parts:
+                data[end : end + len(part)] = part
+                end += len(part)
+        with target_errors(run[0].place):
+            write_at(run[0].place, data, run[0].position)
+        self._pace.spend(size)
+        self._progress.advance(size)
 
     def _write_chunks(self, place: bytes, mode: int, size: int | None, chunks: Iterator[bytes]) -> None:
+        self._pace.enter()
         position = 0
         with target_errors(place):
             self._create(place, mode, size or 0, b"")
             for chunk in chunks:
                 write_at(place, memoryview(chunk), position)
                 position += len(chunk)
+                self._pace.spend(len(chunk))
                 self._progress.advance(len(chunk))
 
     def _create(self, place: bytes, mode: int, size: int, data: bytes) -> None:
@@ -147,6 +205,28 @@ class FileWriter:
                 os.ftruncate(descriptor, size)
         finally:
             os.close(descriptor)
+
+
+def part_of(content: memoryview, piece: Piece) -> memoryview:
+    """A piece's bytes. Raises DamageError where the content is shorter than the file's map says."""
+    part = content[piece.start : piece.start + piece.size]
+    if len(part) != piece.size:
+        raise DamageError(
+            f"{piece.shown_path} cannot be restored: its map names bytes that content {piece.content.hex()[:16]} does not have",
+            path=piece.shown_path,
+        )
+    return part
+
+
+@dataclass
+class _Window:
+    """Pieces that are at work; ``contents`` are those that are held, complete once ``held`` lets pass."""
+
+    assembly: Assembly
+    locations: dict[bytes, Location]
+    shown: dict[bytes, str]
+    held: Latch
+    contents: dict[bytes, memoryview] = field(default_factory=dict)
 
 
 class target_errors:  # noqa: N801 - reads as a noun, like contextlib.suppress
