@@ -87,18 +87,10 @@ def report(peaks: Sequence[Peak]) -> str:
     ]
     for work in dict.fromkeys(peak.work for peak in peaks):
         found = {peak.size: peak for peak in peaks if peak.work == work}
-        lines.append(
-            (
-                work,
-                *(
-                    f"{format_size(found[size].peak)} ({found[size].seconds:.1f} s)" if size in found else ""
-                    for size in sizes
-                ),
-            )
-        )
+        lines.append((work, *(format_size(found[size].peak) if size in found else "" for size in sizes)))
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
-        f"# pgkeep's memory\n\nResident memory of all its processes at the peak, and the time that the work took; the limit is "
+        f"# pgkeep's memory\n\nResident memory of all its processes at the peak; the limit is "
         f"{MEMORY_LIMIT // 10**6} MB. PostgreSQL {MAJOR}; incrementals after {SHARE:.0%} of the pages changed.\n\n{table}\n"
     )
 

@@ -1,6 +1,6 @@
 """What pgkeep costs against cores, against the rate of change, and against a backup's age.
 
-python -m bench.scaling --size 2GiB        # -> results/scaling.md, results/scaling.json, three plots
+python -m bench.scaling --size 2GiB        # -> results/scaling.md, results/scaling.json, plots cores, change and age
 """
 
 from __future__ import annotations
@@ -208,14 +208,16 @@ def plot(points: Sequence[Point]) -> None:
         values = {
             "rate": [point.data / point.wall / 2**20 for point in found],
             "wall": [point.wall for point in found],
-            "ns": [point.wall / point.data * 2**30 for point in found],
+            "wall a GiB": [point.wall / point.data * 2**30 for point in found],
+            "cpu a GiB": [point.cpu / point.data * 2**30 for point in found],
             "stored": [point.stored / 2**20 for point in found],
             "compressed": [point.changed_compressed / 2**20 for point in found],
         }
         scale = 100 if what == "incremental" else 1
         return Line(name, [(point.at * scale, y) for point, y in zip(found, values[value], strict=True)])
 
-    cores = [(float(number), str(number)) for number in range(1, machine.CORES + 1)]
+    most = round(max(point.at for point in points if point.what == "full backup"))
+    cores = [(float(number), str(number)) for number in range(1, most + 1)]
     work = [line("full backup", "full backup", "rate"), line("restore", "restore", "rate")]
     write_plot("cores", [Panel("Throughput against cores", "cores", "MiB a second", work, x_names=cores)])
     rates = [(rate * 100, f"{rate * 100:g}") for rate in RATES]
@@ -230,10 +232,17 @@ def plot(points: Sequence[Point]) -> None:
     stored = [line("incremental", "stored", "stored"), line("incremental", "changed pages, compressed", "compressed")]
     bytes_ = Panel("An incremental's bytes", "% of pages changed", "MiB", stored, log_x=True, log_y=True, x_names=rates)
     write_plot("change", [seconds, bytes_])
-    ages = [line("restore by age", "restore", "ns")]
-    write_plot(
-        "age", [Panel("Restore time against age", "1 % incrementals since the full backup", "seconds a GiB", ages)]
-    )
+    axis = "1 % incrementals since the full backup"
+    ages = [
+        Panel("Restore time against age", axis, "seconds a GiB", [line("restore by age", "restore", "wall a GiB")]),
+        Panel(
+            "Restore's CPU time against age",
+            axis,
+            "CPU seconds a GiB",
+            [line("restore by age", "restore", "cpu a GiB")],
+        ),
+    ]
+    write_plot("age", ages)
 
 
 def _cells(point: Point) -> tuple[str, ...]:

@@ -43,13 +43,13 @@ def snapshot(directory: Path, *others: Path) -> Snapshot:
 
 
 def damage(directory: Path, chance: random.Random, times: int) -> list[str]:
-    """Spoil so many things below a directory, pg_control and links to tablespaces excepted; says what was done."""
+    """Spoil so many things below a directory, pg_control (under either name) and links to tablespaces excepted; says what was done."""
     done = []
     for _ in range(times):
         files = [
             path
             for path in sorted(directory.rglob("*"))
-            if path.is_file() and not path.is_symlink() and path.name != "pg_control"
+            if path.is_file() and not path.is_symlink() and not path.name.startswith("pg_control")
         ]
         way = chance.choice(_WAYS)
         path = chance.choice(files)

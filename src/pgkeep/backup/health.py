@@ -19,7 +19,7 @@ MAX_PIECES = 128
 """Runs in different contents that a cell may be made of: a page each in a cell of 1 MiB. A restore puts pieces together in
 memory, so that their number alone costs it little, and a lower bound would store many times what changed."""
 
-MAX_FETCH = 2
+MAX_FETCH = 3
 """How many times its own size may have to be fetched for a cell, dead pages of its contents included."""
 
 

@@ -1,15 +1,20 @@
-"""Page maps as arrays: laid over each other, cut, and joined, many extents at a time.
-
-The arrays have the layout of a page map (`pgkeep.repository.maps`), so that one becomes the other without a copy. All of
-them are in order of page and do not overlap; a page that no extent covers is all zeros.
-"""
+"""Page maps (`pgkeep.repository.page_map`) laid over each other, cut, and joined."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from pgkeep.errors import DamageError
+from pgkeep.repository.page_map import (
+    EXTENT,
+    Extents,
+    Pages,
+    Positions,
+    bounds,
+    decode_map,
+    narrowed,
+    no_extents,
+    split_at_grid,
+)
 
 __all__ = [
     "EXTENT",
@@ -23,29 +28,6 @@ __all__ = [
     "runs",
     "split_at_grid",
 ]
-
-EXTENT = np.dtype([("first_page", "<u4"), ("pages", "<u4"), ("content_page", "<u4"), ("id", "V32")])
-"""One extent of a page map: ``pages`` pages from ``first_page`` on are in content ``id`` from ``content_page`` on."""
-
-Extents = npt.NDArray[np.void]
-"""Extents of one file, in order of page."""
-
-Pages = npt.NDArray[np.uint32]
-"""Numbers of pages of one file, ascending, each once."""
-
-_Positions = npt.NDArray[np.int64]
-
-
-def no_extents() -> Extents:
-    """The map of a file that is all zeros."""
-    return np.empty(0, EXTENT)
-
-
-def decode_map(encoded: bytes) -> Extents:
-    """The extents of a page map; ``tobytes`` is the way back. Raises DamageError where it is cut off."""
-    if len(encoded) % EXTENT.itemsize:
-        raise DamageError("a page map is cut off")
-    return np.frombuffer(encoded, EXTENT)
 
 
 def overlay(parent: Extents, kept_pages: int, changed: Pages, placed: Extents) -> Extents:
@@ -64,18 +46,18 @@ def overlay(parent: Extents, kept_pages: int, changed: Pages, placed: Extents) -
 
 def cut(extents: Extents, start: int, end: int) -> Extents:
     """The part of a map that covers the pages from ``start`` up to, not including, ``end``."""
-    first, last = _bounds(extents)
+    first, last = bounds(extents)
     chosen = (first < end) & (last > start)
     if not chosen.any():
         return no_extents()
-    return _between(extents[chosen], np.maximum(first[chosen], start), np.minimum(last[chosen], end))
+    return narrowed(extents[chosen], np.maximum(first[chosen], start), np.minimum(last[chosen], end))
 
 
 def joined(extents: Extents) -> Extents:
     """The same map with neighbours joined that are neighbours in their content too."""
     if len(extents) < 2:
         return extents
-    first, last = _bounds(extents)
+    first, last = bounds(extents)
     goes_on = (
         (first[1:] == last[:-1])
         & (extents["content_page"][1:] == extents["content_page"][:-1] + extents["pages"][:-1])
@@ -87,7 +69,7 @@ def joined(extents: Extents) -> Extents:
     return result
 
 
-def runs(pages: Pages) -> tuple[_Positions, _Positions]:
+def runs(pages: Pages) -> tuple[Positions, Positions]:
     """Starts and ends of the runs of consecutive numbers."""
     numbers = pages.astype(np.int64)
     if not len(numbers):
@@ -96,19 +78,9 @@ def runs(pages: Pages) -> tuple[_Positions, _Positions]:
     return numbers[np.concatenate(([0], breaks + 1))], numbers[np.concatenate((breaks, [len(numbers) - 1]))] + 1
 
 
-def split_at_grid(extents: Extents, cell_pages: int) -> Extents:
-    """The same map with every extent cut where a cell of ``cell_pages`` pages begins."""
-    first, last = _bounds(extents)
-    counts = np.where(last > first, (last - 1) // cell_pages - first // cell_pages + 1, 0)
-    source = np.repeat(np.arange(len(extents)), counts)
-    number = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
-    cell = (first[source] // cell_pages + number) * cell_pages
-    return _between(extents[source], np.maximum(first[source], cell), np.minimum(last[source], cell + cell_pages))
-
-
-def _without(extents: Extents, starts: _Positions, ends: _Positions) -> Extents:
+def _without(extents: Extents, starts: Positions, ends: Positions) -> Extents:
     """The map without the pages of these runs."""
-    first, last = _bounds(extents)
+    first, last = bounds(extents)
     edges = np.unique(np.concatenate((first, last, starts, ends)))
     if not len(extents) or len(edges) < 2:
         return extents
@@ -119,19 +91,4 @@ def _without(extents: Extents, starts: _Positions, ends: _Positions) -> Extents:
     run = np.searchsorted(starts, begins, side="right") - 1
     dropped = (run >= 0) & (begins < ends[run]) if len(starts) else np.zeros(len(begins), bool)
     chosen = covered & ~dropped
-    return _between(extents[owner[chosen]], begins[chosen], finishes[chosen])
-
-
-def _bounds(extents: Extents) -> tuple[_Positions, _Positions]:
-    first = extents["first_page"].astype(np.int64)
-    return first, first + extents["pages"]
-
-
-def _between(extents: Extents, starts: _Positions, ends: _Positions) -> Extents:
-    """Each extent narrowed to the pages from its start to its end; an extent may come several times."""
-    result = np.empty(len(extents), EXTENT)
-    result["id"] = extents["id"]
-    result["content_page"] = extents["content_page"] + (starts - extents["first_page"]).astype(np.uint32)
-    result["first_page"] = starts
-    result["pages"] = ends - starts
-    return result
+    return narrowed(extents[owner[chosen]], begins[chosen], finishes[chosen])

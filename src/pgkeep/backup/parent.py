@@ -24,8 +24,8 @@ __all__ = ["ParentBackup"]
 _LISTINGS = 128
 """Listings in memory: some 250 entries each on average, 10 MB in all."""
 
-_CONTENTS = 16
-"""Contents in memory for reading pages: neighbouring cells share bundles."""
+_CONTENTS = 96
+"""Contents in memory for reading pages: neighbouring cells share bundles, of each backup that changed them."""
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")

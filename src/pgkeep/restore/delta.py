@@ -16,21 +16,21 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
 
 import numpy as np
+import numpy.typing as npt
 
 from pgkeep.direct_io import write_at
 from pgkeep.progress import Progress
-from pgkeep.repository.contents import Location, spans
+from pgkeep.repository.contents import Location
 from pgkeep.repository.maps import FileEntry
 from pgkeep.repository.packs import PackEntry
 from pgkeep.repository.tree import BackupFile, BackupTree
+from pgkeep.restore.cells import Cell, Window
 from pgkeep.restore.delta_sweep import remove_entry, size_of
-from pgkeep.restore.pace import Latch, Pace
-from pgkeep.restore.runs import Piece
+from pgkeep.restore.pace import Buffer, Latch, Pace
 from pgkeep.restore.source import ContentSource
-from pgkeep.restore.write import FileWriter, part_of, target_errors
+from pgkeep.restore.write import HELD, Begun, FileWriter, target_errors
 
 __all__ = ["DeltaCounts", "DeltaWriter", "differing"]
 
@@ -39,8 +39,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _BATCH = 4 << 20
 """Bytes of contents that one thread compares in one go."""
 
-_WINDOW_PIECES = 256
-"""Pieces that are compared before what they lack is fetched."""
+_WINDOW_CELLS = 256
+"""Cells that are compared before what they lack is fetched."""
+
+_FIRST_TRIES, _TRY_AGAIN, _LEAST_HITS = 64, 16, 4
+"""A cell of which a part is superseded can be proven only on a copy that is older than that. After so many tries only every so many-th
+is tried, until one of so many succeeds."""
 
 _OPEN_FILES = 64
 _PIECE = 1 << 20
@@ -66,12 +70,14 @@ class DeltaCounts:
 
 @dataclass
 class _Compared:
-    """Pieces by content, and those that the disk does not have, once ``latch`` lets pass."""
+    """A window whose extents are looked for on the disk: ``is_there`` says of each, once ``latch`` lets pass, whether it is proven."""
 
-    wanted: dict[bytes, list[Piece]]
+    window: Window
+    is_there: npt.NDArray[np.bool_]
     locations: dict[bytes, Location]
     latch: Latch
-    missing: dict[bytes, list[Piece]] = field(default_factory=dict)
+    by_content: list[npt.NDArray[np.int64]]
+    """For each content its extents, by number."""
 
 
 @dataclass
@@ -95,17 +101,16 @@ class _OpenFiles:
             descriptor = self.descriptors[place] = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         return descriptor
 
-    def announce(self, piece: Piece) -> None:
+    def announce(self, cell: Cell) -> None:
         """Let the kernel read what will be asked for."""
-        if not piece.is_new:
-            with target_errors(piece.place):
-                os.posix_fadvise(self.open(piece.place), piece.position, piece.size, os.POSIX_FADV_WILLNEED)
+        with target_errors(cell.place):
+            os.posix_fadvise(self.open(cell.place), cell.position, cell.size, os.POSIX_FADV_WILLNEED)
 
 
 class DeltaWriter(FileWriter):
     """A FileWriter for directories with something in them."""
 
-    window_size = _WINDOW_PIECES
+    window_cells = _WINDOW_CELLS
 
     def __init__(
         self,
@@ -122,6 +127,8 @@ class DeltaWriter(FileWriter):
         self.counts = DeltaCounts()
         self._lock = threading.Lock()
         self._compared: _Compared | None = None
+        self._there = Buffer()
+        self._tries = self._hits = 0
 
     def remove(self, place: bytes, *, counted: bool = True) -> None:
         """Remove what does not belong: a file, a link, or a directory with all that is in it."""
@@ -143,11 +150,11 @@ class DeltaWriter(FileWriter):
                 return
         gaps = []
         end = 0
-        for piece in self._pieces_of(file, place, is_new=fresh):
-            if piece.position > end:
-                gaps.append((end, piece.position))
-            end = piece.position + piece.size
-            self._take(piece)
+        for cell in self._cells_of(file, place, is_new=fresh):
+            if cell.position > end:
+                gaps.append((end, cell.position))
+            end = cell.position + cell.size
+            self._take(cell)
         if end < entry.size:
             gaps.append((end, entry.size))
         if gaps and not fresh:
@@ -207,80 +214,126 @@ class DeltaWriter(FileWriter):
     # Comparing
 
     def _send_window(self) -> None:
-        """Have the window's contents compared; meanwhile what the one before lacks is fetched.
+        """Have the cells compared; meanwhile what those before lack is fetched.
 
         Not at once for each content: what is written at one place would change a cell that is to be hashed at its own.
         """
-        pieces, self._pieces = self._pieces, []
-        wanted: dict[bytes, list[Piece]] = {}
-        for piece in pieces:
-            wanted.setdefault(piece.content, []).append(piece)
-        locations = self._source.locate(pieces)
-        batches = list(_batches([locations[content].entry for content in wanted]))
-        window = _Compared(wanted, locations, Latch(len(batches)))
-        # in turns: one waits for the disk, the other for the processor
-        for batch, fetch in zip_longest(batches, self._missing_spans()):
-            if batch is not None:
-                self._workers.submit(self._compare, window, batch)
-            if fetch is not None:
-                self._workers.submit(self._write_missing, *fetch)
-        self._compared = window
+        cells = self._taken()
+        compared = None
+        if cells:
+            compared = self._begin_comparing(Window(cells, self._page_size, room=0))
+        self._fetch_missing()
+        self._compared = compared
 
-    def _compare(self, window: _Compared, contents: list[PackEntry]) -> None:
+    def finish(self) -> None:
+        """See `FileWriter.finish`."""
+        self._send_window()
+        self._fetch_missing()
+        super().finish()
+
+    def _begin_comparing(self, window: Window) -> _Compared:
+        order = np.argsort(window.content, kind="stable")
+        by_content = np.split(order, np.flatnonzero(np.diff(window.content[order])) + 1)
+        locations = self._source.locate(window.shown_paths())
+        entries = [locations[content].entry for content in window.contents]
+        batches = list(_batches(entries))
+        compared = _Compared(window, np.zeros(len(order), np.bool_), locations, Latch(len(batches)), by_content)
+        for batch in batches:
+            self._workers.submit(self._compare, compared, batch)
+        return compared
+
+    def _fetch_missing(self) -> None:
+        """Begin with what the compared window lacks, once it is compared."""
+        compared, self._compared = self._compared, None
+        if compared is None:
+            return
+        compared.latch.wait()
+        self._workers.raise_failure()
+        window = compared.window
+        if compared.is_there.any():
+            kept = self._bytes_of(window, np.flatnonzero(compared.is_there))
+            self._count(kept=kept)
+            self._progress.advance(kept)
+        if not compared.is_there.all():
+            self._begin(Window(window.cells, self._page_size, room=HELD // 4, wanted=~compared.is_there))
+
+    def _bytes_of(self, window: Window, parts: npt.NDArray[np.int64]) -> int:
+        """The bytes of extents; the last page of a file may be cut off."""
+        size = int(window.parts["pages"][parts].sum()) * self._page_size
+        for part in parts[window.is_last[parts]].tolist():
+            cell = window.cells[int(window.number[part])]
+            size -= -cell.size % self._page_size
+        return size
+
+    def _compare(self, compared: _Compared, contents: list[PackEntry]) -> None:
+        window = compared.window
         try:
             self._pace.enter()
             with _OpenFiles() as files:
-                for entry in contents:
-                    for piece in window.wanted[entry.id]:
-                        files.announce(piece)
-                for entry in contents:
-                    missing = self._not_there(files, entry, window.wanted[entry.id])
-                    if missing:
-                        window.missing[entry.id] = missing
+                chosen = [compared.by_content[window.number_of[entry.id]] for entry in contents]
+                for number in np.unique(window.number[np.concatenate(chosen)]).tolist():
+                    if not window.cells[number].is_new:
+                        files.announce(window.cells[number])
+                for entry, parts in zip(contents, chosen, strict=True):
+                    self._prove(files, compared, entry, parts)
         finally:
-            window.latch.done()
+            compared.latch.done()
 
-    def _not_there(self, files: _OpenFiles, entry: PackEntry, pieces: list[Piece]) -> list[Piece]:
-        """The pieces of a content that the disk does not prove to have."""
-        missing = [piece for piece in pieces if piece.is_new]
-        by_origin: dict[tuple[bytes, int], list[Piece]] = {}
-        for piece in pieces:
-            if not piece.is_new:
-                by_origin.setdefault((piece.place, piece.position - piece.start), []).append(piece)
-        unproven: list[Piece] = []
-        for (place, origin), group in by_origin.items():
-            live = sum(piece.size for piece in group)
+    def _prove(self, files: _OpenFiles, compared: _Compared, entry: PackEntry, parts: npt.NDArray[np.int64]) -> None:
+        """Find out which extents of a content the disk has."""
+        window = compared.window
+        parts = parts[[not window.cells[cell].is_new for cell in window.number[parts].tolist()]]
+        origins: dict[tuple[bytes, int], list[int]] = {}
+        for part in parts.tolist():
+            extent = window.parts[part]
+            origin = (int(extent["first_page"]) - int(extent["content_page"])) * self._page_size
+            origins.setdefault((window.cells[int(window.number[part])].place, origin), []).append(part)
+        unproven: list[int] = []
+        for (place, origin), group in origins.items():
+            live = int(window.parts["pages"][group].sum()) * self._page_size
             # bundles have an origin in each of their runs; only a cell has most of itself at one
-            if origin >= 0 and 2 * live >= entry.plain_size and self._is_at(files, entry, place, origin):
-                self._keep(group)
+            is_likely = origin >= 0 and 2 * live >= entry.plain_size and self._is_worth_it(live >= entry.plain_size)
+            if is_likely and self._is_at(files, entry, place, origin, is_live=live >= entry.plain_size):
+                compared.is_there[group] = True
             else:
                 unproven += group
-        if len(unproven) > 1 and self._is_gathered(files, entry, unproven):
-            self._keep(unproven)
-            unproven = []
-        return missing + unproven
+        if len(unproven) > 1 and self._is_gathered(files, window, entry, np.array(unproven)):
+            compared.is_there[unproven] = True
 
-    def _is_at(self, files: _OpenFiles, entry: PackEntry, place: bytes, position: int) -> bool:
+    def _is_worth_it(self, is_live: bool) -> bool:
+        """Whether to look for a content on the disk; one of which nothing is superseded is always looked for."""
+        if is_live:
+            return True
+        with self._lock:
+            self._tries += 1
+            return (
+                self._tries <= _FIRST_TRIES or self._tries % _TRY_AGAIN == 0 or self._hits * _LEAST_HITS >= self._tries
+            )
+
+    def _is_at(self, files: _OpenFiles, entry: PackEntry, place: bytes, position: int, *, is_live: bool) -> bool:
         """Whether a content is in a file, whole and in one piece, from this byte on."""
         with target_errors(place):
             there = self._read(files.open(place), position, entry.plain_size)
-        return self._proves(there, entry)
+        found = self._proves(there, entry)
+        if found and not is_live:
+            with self._lock:
+                self._hits += 1
+        return found
 
-    def _is_gathered(self, files: _OpenFiles, entry: PackEntry, pieces: list[Piece]) -> bool:
-        """Whether the pieces make up a content, each byte of it once, and it is what the disk has there."""
-        pieces = sorted(pieces, key=lambda piece: piece.start)
-        end = 0
-        for piece in pieces:
-            if piece.start != end:
-                return False
-            end += piece.size
-        if end != entry.plain_size:
+    def _is_gathered(self, files: _OpenFiles, window: Window, entry: PackEntry, parts: npt.NDArray[np.int64]) -> bool:
+        """Whether the extents make up a content, each page of it once, and it is what the disk has there."""
+        parts = parts[np.argsort(window.parts["content_page"][parts], kind="stable")]
+        starts = window.parts["content_page"][parts].astype(np.int64)
+        ends = starts + window.parts["pages"][parts]
+        if starts[0] or (starts[1:] != ends[:-1]).any() or int(ends[-1]) * self._page_size != entry.plain_size:
             return False
-        gathered = self._buffer.view(end)
-        for piece in pieces:
-            part = gathered[piece.start : piece.start + piece.size]
-            with target_errors(piece.place):
-                if _read_into(files.open(piece.place), piece.position, part) != piece.size:
+        gathered = self._buffer.view(entry.plain_size)
+        for part, start, end in zip(parts.tolist(), starts.tolist(), ends.tolist(), strict=True):
+            place = window.cells[int(window.number[part])].place
+            row = gathered[start * self._page_size : end * self._page_size]
+            with target_errors(place):
+                position = int(window.parts["first_page"][part]) * self._page_size
+                if _read_into(files.open(place), position, row) != len(row):
                     return False
         return self._proves(gathered, entry)
 
@@ -289,54 +342,50 @@ class DeltaWriter(FileWriter):
         self._pace.spend(len(there))
         return len(there) == entry.plain_size and self._source.content_id(there) == entry.id
 
-    def _keep(self, pieces: list[Piece]) -> None:
-        size = sum(piece.size for piece in pieces)
-        self._count(kept=size)
-        self._progress.advance(size)
-
     # Fetching
 
-    def _end_window(self) -> None:
-        for fetch in self._missing_spans():
-            self._workers.submit(self._write_missing, *fetch)
-        self._compared = None
+    def _read_contents(self, begun: Begun, pack: str, entries: list[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
+        for entry, plain in super()._read_contents(begun, pack, entries):
+            self._count(fetched=entry.stored_size)
+            yield entry, plain
 
-    def _missing_spans(self) -> Iterator[tuple[_Compared, str, list[PackEntry]]]:
-        """What the compared window lacks, once it is compared."""
-        window = self._compared
-        if window is None:
+    def _write_together(self, window: Window, number: int, plain: bytes | None) -> None:
+        cell = window.cells[number]
+        if cell.is_new and window.is_whole:
+            super()._write_together(window, number, plain)
+            self._count(written=cell.size)
             return
-        window.latch.wait()
-        self._workers.raise_failure()
-        for pack, entries in spans([window.locations[content] for content in window.missing]):
-            yield window, pack, entries
+        pages = -(-cell.size // self._page_size)
+        with target_errors(cell.place), open(cell.place, "rb", buffering=0) as file:
+            there = self._read(file.fileno(), cell.position, cell.size)
+        wanted = self._buffer.view(pages * self._page_size)
+        wanted[: len(there)] = there
+        filled = window.fill(number, np.frombuffer(wanted, np.uint8).reshape(pages, -1), plain)
+        self._write_differing(cell, there, wanted[: cell.size], min(filled * self._page_size, cell.size))
 
-    def _write_missing(self, window: _Compared, pack: str, entries: list[PackEntry]) -> None:
-        self._pace.enter()
-        shown = {entry.id: window.missing[entry.id][0].shown_path for entry in entries}
-        with _OpenFiles() as files:
-            for entry, plain in self._source.read(pack, entries, shown):
-                self._count(fetched=entry.stored_size)
-                for piece in window.missing[entry.id]:
-                    self._write_piece(files, piece, part_of(memoryview(plain), piece))
+    def _write_cell(self, cell: Cell, data: memoryview) -> None:
+        if cell.is_new:
+            super()._write_cell(cell, data)
+            self._count(written=cell.size)
+            return
+        with target_errors(cell.place), open(cell.place, "rb", buffering=0) as file:
+            there = self._read(file.fileno(), cell.position, cell.size)
+        self._write_differing(cell, there, data, cell.size)
 
-    def _write_piece(self, files: _OpenFiles, piece: Piece, data: memoryview) -> None:
-        runs = [(0, piece.size)]
-        with target_errors(piece.place):
-            if not piece.is_new:
-                there = self._read(files.open(piece.place), piece.position, piece.size)
-                if len(there) == piece.size:
-                    runs = differing(there, data, self._page_size)
+    def _write_differing(self, cell: Cell, there: memoryview, wanted: memoryview, size: int) -> None:
+        """Write the pages of a cell that differ; ``size`` bytes of it are wanted, the others are as they are."""
+        runs = differing(there, wanted, self._page_size) if len(there) == cell.size else [(0, cell.size)]
+        with target_errors(cell.place):
             for first, end in runs:
-                write_at(piece.place, data[first:end], piece.position + first)
-        written = sum(end - first for first, end in runs)
-        self._count(written=written, kept=piece.size - written)
-        self._pace.spend(piece.size)
-        self._progress.advance(piece.size)
+                write_at(cell.place, wanted[first:end], cell.position + first)
+        written = min(sum(end - first for first, end in runs), size)
+        self._count(written=written, kept=size - written)
+        self._pace.spend(size)
+        self._progress.advance(size)
 
     def _read(self, descriptor: int, position: int, size: int) -> memoryview:
         """Bytes of a file, fewer where it ends; good until this thread reads again."""
-        there = self._buffer.view(size)
+        there = self._there.view(size)
         return there[: _read_into(descriptor, position, there)]
 
     def _count(self, **sizes: int) -> None:

@@ -8,7 +8,6 @@ from pgkeep.repository import Repository
 from pgkeep.repository.contents import Location
 from pgkeep.repository.packs import PackEntry
 from pgkeep.repository.tree import naming
-from pgkeep.restore.runs import Piece
 
 __all__ = ["ContentSource"]
 
@@ -22,13 +21,13 @@ class ContentSource:
         self.cell_size = repository.parameters.cell_size
         self.content_id = repository.keys.content_id
 
-    def locate(self, pieces: Sequence[Piece]) -> dict[bytes, Location]:
-        """Where the contents of the pieces are. Raises DamageError naming the file of one that no index names."""
-        locations = self._index.find_all(piece.content for piece in pieces)
-        for piece in pieces:
-            if piece.content not in locations:
-                with naming(piece.shown_path):
-                    locations[piece.content] = self._reader.locate(piece.content)
+    def locate(self, shown_paths: Mapping[bytes, str]) -> dict[bytes, Location]:
+        """Where contents are, given with a file that needs them. Raises DamageError naming the file of one that no index names."""
+        locations = self._index.find_all(shown_paths)
+        for content, shown_path in shown_paths.items():
+            if content not in locations:
+                with naming(shown_path):
+                    locations[content] = self._reader.locate(content)
         return locations
 
     def read(

@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
+import numpy as np
+
 from pgkeep.direct_io import write_at
-from pgkeep.errors import DamageError, TargetError
+from pgkeep.errors import TargetError
 from pgkeep.progress import Progress
 from pgkeep.repository.contents import Location, spans
 from pgkeep.repository.packs import PackEntry
 from pgkeep.repository.tree import BackupFile, BackupTree
+from pgkeep.restore.cells import Cell, FileCells, Rows, Window
 from pgkeep.restore.pace import Buffer, Latch, Pace
-from pgkeep.restore.runs import Assembly, Piece, Run, assemble
 from pgkeep.restore.source import ContentSource
 from pgkeep.workers import Workers
 
-__all__ = ["FileWriter", "part_of", "sync_file_systems"]
+__all__ = ["HELD", "Begun", "FileWriter", "sync_file_systems", "target_errors"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _WINDOW = 1024
-"""Pieces that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
+"""Cells that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
 
-_HELD = 32 << 20
-"""Bytes of contents that a window holds because many cells need them; two windows are at work at once."""
+HELD = 48 << 20
+"""Bytes of pages that a window holds at most, because their contents have pages of many cells; two windows are at work at once.
 
-_TOGETHER = 64
-"""Runs that one call writes from contents which are held."""
+A bundle that has pages of two windows is fetched for each: after thirty incrementals of 1 % each, a window is some 160 cells, and
+a bundle has pages of 100.
+"""
+
+_TOGETHER = 16
+"""Cells that one call puts together from held pages alone."""
 
 
 class FileWriter:
@@ -41,7 +46,7 @@ class FileWriter:
     mode, sparse; their bytes come in any order. An error of a worker is raised by the next call.
     """
 
-    window_size = _WINDOW
+    window_cells = _WINDOW
 
     def __init__(
         self,
@@ -61,8 +66,11 @@ class FileWriter:
         self._progress = progress
         self._pace = pace
         self._page_size = tree.manifest.page_size
-        self._pieces: list[Piece] = []
-        self._begun: _Window | None = None
+        self._cells: list[Cell] = []
+        self._shared_pages = 0
+        self._file_cells = FileCells(source.cell_size, self._page_size)
+        self._begun: Begun | None = None
+        self._rooms = [_Room(np.empty((0, self._page_size), np.uint8)) for _ in range(2)]
         self._buffer = Buffer()
         # direct writes wait for the disk, so that twice as many threads as processors keep both busy
         self._workers = Workers(jobs or 2 * (os.cpu_count() or 1), "restore", waiting=2)
@@ -92,9 +100,9 @@ class FileWriter:
             self._progress.advance(entry.size)
             return
         covered = 0
-        for piece in self._pieces_of(file, place, is_new=True):
-            covered += piece.size
-            self._take(piece)
+        for cell in self._cells_of(file, place, is_new=True):
+            covered += cell.size
+            self._take(cell)
         self._progress.advance(entry.size - covered)
 
     def write_stream(self, place: bytes, mode: int, size: int | None, chunks: Iterator[bytes]) -> None:
@@ -107,79 +115,110 @@ class FileWriter:
         self._end_window()
         self._workers.drain()
 
-    def _pieces_of(self, file: BackupFile, place: bytes, *, is_new: bool) -> Iterator[Piece]:
-        """The pieces of a file, in order."""
-        page_size, shown_path = self._page_size, file.shown_path
-        for extent in self._tree.extents(file):
-            position = extent.first_page * page_size
-            size = min(extent.pages * page_size, file.entry.size - position)
-            yield Piece(place, shown_path, extent.id, extent.content_page * page_size, position, size, is_new)
+    def _cells_of(self, file: BackupFile, place: bytes, *, is_new: bool) -> Iterator[Cell]:
+        """The cells of a file, in order."""
+        return self._file_cells.of(self._tree.page_map(file), place, file.shown_path, file.entry.size, is_new=is_new)
 
-    def _take(self, piece: Piece) -> None:
-        self._pieces.append(piece)
-        if len(self._pieces) >= self.window_size:
+    def _take(self, cell: Cell) -> None:
+        self._cells.append(cell)
+        self._shared_pages += cell.shared_pages
+        if len(self._cells) >= self.window_cells or self._shared_pages * self._page_size >= HELD:
             self._send_window()
 
     def _send_window(self) -> None:
+        """Have what the cells lack fetched; meanwhile the window before is written."""
+        cells = self._taken()
+        if cells:
+            self._begin(Window(cells, self._page_size, room=HELD // 4))
+
+    def _taken(self) -> list[Cell]:
+        cells, self._cells, self._shared_pages = self._cells, [], 0
+        return cells
+
+    def _begin(self, window: Window) -> None:
         """Have what many cells need fetched; meanwhile the window before is written."""
-        pieces, self._pieces = self._pieces, []
-        locations = self._source.locate(pieces)
-        sizes = {content: location.entry.plain_size for content, location in locations.items()}
-        assembly = assemble(pieces, self._source.cell_size, sizes, _HELD)
-        shown = {piece.content: piece.shown_path for piece in pieces}
-        fetches = list(spans([locations[content] for content in assembly.held]))
-        window = _Window(assembly, locations, shown, Latch(len(fetches)))
+        shown = window.shown_paths()
+        locations = self._source.locate(shown)
+        fetches = list(spans([locations[window.contents[content]] for content in window.held]))
+        room = self._next_room(window.held_pages)
+        window.begin(room.rows)
+        begun = Begun(window, locations, shown, Latch(len(fetches)), room)
         for pack, entries in fetches:
-            self._workers.submit(self._hold, window, pack, entries)
+            self._workers.submit(self._hold, begun, pack, entries)
         self._end_window()
-        self._begun = window
+        self._begun = begun
+
+    def _next_room(self, pages: int) -> _Room:
+        """Rows that no window needs any more; two take turns, so that memory is bounded, and the kernel need not clear it each time."""
+        self._rooms.reverse()
+        room = self._rooms[0]
+        room.free.wait()
+        self._workers.raise_failure()
+        if pages and not len(room.rows):
+            room.rows = np.empty((max(pages, HELD // self._page_size), self._page_size), np.uint8)
+        return room
 
     def _end_window(self) -> None:
-        window, self._begun = self._begun, None
-        if window is None:
+        begun, self._begun = self._begun, None
+        if begun is None:
             return
-        window.held.wait()
+        begun.held.wait()
         self._workers.raise_failure()
-        rest, by_content = window.assembly.rest, window.assembly.by_content
-        for first in range(0, len(rest), _TOGETHER):
-            self._workers.submit(self._write_held, window, rest[first : first + _TOGETHER])
-        for pack, entries in spans([window.locations[content] for content in by_content]):
-            self._workers.submit(self._write_span, window, pack, entries)
+        window = begun.window
+        rests = [window.rest[first : first + _TOGETHER] for first in range(0, len(window.rest), _TOGETHER)]
+        fetches = list(spans([begun.locations[window.contents[content]] for content in window.by_own]))
+        begun.room.free = Latch(len(rests) + len(fetches))
+        for cells in rests:
+            self._workers.submit(self._write_rest, begun, cells)
+        for pack, entries in fetches:
+            self._workers.submit(self._write_span, begun, pack, entries)
 
-    def _hold(self, window: _Window, pack: str, entries: list[PackEntry]) -> None:
+    def _hold(self, begun: Begun, pack: str, entries: list[PackEntry]) -> None:
         try:
             self._pace.enter()
-            for entry, plain in self._source.read(pack, entries, window.shown):
-                window.contents[entry.id] = memoryview(plain)
+            for entry, plain in self._read_contents(begun, pack, entries):
+                begun.window.hold(begun.window.number_of[entry.id], plain)
         finally:
-            window.held.done()
+            begun.held.done()
 
-    def _write_held(self, window: _Window, runs: list[Run]) -> None:
-        self._pace.enter()
-        for run in runs:
-            self._write_run(run, window.contents)
+    def _write_rest(self, begun: Begun, cells: list[int]) -> None:
+        try:
+            self._pace.enter()
+            for cell in cells:
+                self._write_together(begun.window, cell, None)
+        finally:
+            begun.room.free.done()
 
-    def _write_span(self, window: _Window, pack: str, entries: list[PackEntry]) -> None:
-        self._pace.enter()
-        for entry, plain in self._source.read(pack, entries, window.shown):
-            contents = ChainMap({entry.id: memoryview(plain)}, window.contents)
-            for run in window.assembly.by_content[entry.id]:
-                self._write_run(run, contents)
+    def _write_span(self, begun: Begun, pack: str, entries: list[PackEntry]) -> None:
+        window = begun.window
+        try:
+            self._pace.enter()
+            for entry, plain in self._read_contents(begun, pack, entries):
+                for cell in window.by_own[window.number_of[entry.id]]:
+                    data = window.single(cell, plain)
+                    if data is None:
+                        self._write_together(window, cell, plain)
+                    else:
+                        self._write_cell(window.cells[cell], data)
+        finally:
+            begun.room.free.done()
 
-    def _write_run(self, run: Run, contents: Mapping[bytes, memoryview]) -> None:
-        parts = [part_of(contents[piece.content], piece) for piece in run]
-        size = sum(piece.size for piece in run)
-        data = parts[0]
-        if len(parts) > 1:
-            data = self._buffer.view(size)
-            end = 0
-            for part in parts:
-                data[end : end + len(part)] = part
-                end += len(part)
-        with target_errors(run[0].place):
-            write_at(run[0].place, data, run[0].position)
-        self._pace.spend(size)
-        self._progress.advance(size)
+    def _read_contents(self, begun: Begun, pack: str, entries: list[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
+        return self._source.read(pack, entries, begun.shown)
+
+    def _write_together(self, window: Window, number: int, plain: bytes | None) -> None:
+        """Put a cell together and write it."""
+        cell = window.cells[number]
+        pages = -(-cell.size // self._page_size)
+        view = self._buffer.view(pages * self._page_size)
+        window.fill(number, np.frombuffer(view, np.uint8).reshape(pages, -1), plain)
+        self._write_cell(cell, view[: cell.size])
+
+    def _write_cell(self, cell: Cell, data: memoryview) -> None:
+        with target_errors(cell.place):
+            write_at(cell.place, data, cell.position)
+        self._pace.spend(cell.size)
+        self._progress.advance(cell.size)
 
     def _write_chunks(self, place: bytes, mode: int, size: int | None, chunks: Iterator[bytes]) -> None:
         self._pace.enter()
@@ -207,26 +246,23 @@ class FileWriter:
             os.close(descriptor)
 
 
-def part_of(content: memoryview, piece: Piece) -> memoryview:
-    """A piece's bytes. Raises DamageError where the content is shorter than the file's map says."""
-    part = content[piece.start : piece.start + piece.size]
-    if len(part) != piece.size:
-        raise DamageError(
-            f"{piece.shown_path} cannot be restored: its map names bytes that content {piece.content.hex()[:16]} does not have",
-            path=piece.shown_path,
-        )
-    return part
+@dataclass(slots=True)
+class _Room:
+    """Rows for what a window holds; ``free`` lets pass once the window is written."""
+
+    rows: Rows
+    free: Latch = field(default_factory=lambda: Latch(0))
 
 
-@dataclass
-class _Window:
-    """Pieces that are at work; ``contents`` are those that are held, complete once ``held`` lets pass."""
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A window that is at work: what it holds is complete once ``held`` lets pass. ``shown`` names a file for each content."""
 
-    assembly: Assembly
+    window: Window
     locations: dict[bytes, Location]
     shown: dict[bytes, str]
     held: Latch
-    contents: dict[bytes, memoryview] = field(default_factory=dict)
+    room: _Room
 
 
 class target_errors:  # noqa: N801 - reads as a noun, like contextlib.suppress
