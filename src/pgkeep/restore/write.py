@@ -155,7 +155,9 @@ class FileWriter:
         room.free.wait()
         self._workers.raise_failure()
         if pages and not len(room.rows):
-            room.rows = np.empty((max(pages, HELD // self._page_size), self._page_size), np.uint8)
+            # as many as a window can need (see `_take` and `Window`); memory is taken for those alone that are used
+            most = (HELD + HELD // 4 + self._source.cell_size) // self._page_size
+            room.rows = np.empty((max(pages, most), self._page_size), np.uint8)
         return room
 
     def _end_window(self) -> None:
