@@ -57,7 +57,8 @@ def run_backup(request: BackupRequest, repository: Repository, progress: Progres
                 progress.note(f"reading everything: {reason}")
         attempts = Attempts(request, repository, progress, identity, shape, history, place, choice)
         manifest = _attempt(attempts, plan)
-    _index_times(repository, manifest, progress)
+        # under the lease: what a writer without one leaves behind when it is killed, nobody removes
+        _index_times(repository, manifest, progress)
     return manifest
 
 
