@@ -16,7 +16,7 @@ from pgkeep.progress import Progress
 from pgkeep.repository.contents import Location, spans
 from pgkeep.repository.packs import PackEntry
 from pgkeep.repository.tree import BackupFile, BackupTree
-from pgkeep.restore.cells import Cell, FileCells, Rows, Window
+from pgkeep.restore.cells import Cell, FileCells, Window
 from pgkeep.restore.pace import Buffer, Latch, Pace
 from pgkeep.restore.source import ContentSource
 from pgkeep.workers import Workers
@@ -29,10 +29,9 @@ _WINDOW = 1024
 """Cells that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
 
 HELD = 48 << 20
-"""Bytes of pages that a window holds at most, because their contents have pages of many cells; two windows are at work at once.
-
-A bundle that has pages of two windows is fetched for each: after thirty incrementals of 1 % each, a window is some 160 cells, and
-a bundle has pages of 100.
+"""Bytes of contents that a window holds whole, because they have pages of many cells; of those beyond it holds what its cells need, which is
+half as much at most. Two windows are at work at once, and share what both need: after thirty incrementals of 1 % each, a window is
+some 80 cells, and a bundle has pages of 100.
 """
 
 _TOGETHER = 16
@@ -70,7 +69,7 @@ class FileWriter:
         self._shared_pages = 0
         self._file_cells = FileCells(source.cell_size, self._page_size)
         self._begun: Begun | None = None
-        self._rooms = [_Room(np.empty((0, self._page_size), np.uint8)) for _ in range(2)]
+        self._written = Latch(0)
         self._buffer = Buffer()
         # direct writes wait for the disk, so that twice as many threads as processors keep both busy
         self._workers = Workers(jobs or 2 * (os.cpu_count() or 1), "restore", waiting=2)
@@ -122,7 +121,7 @@ class FileWriter:
     def _take(self, cell: Cell) -> None:
         self._cells.append(cell)
         self._shared_pages += cell.shared_pages
-        if len(self._cells) >= self.window_cells or self._shared_pages * self._page_size >= HELD:
+        if len(self._cells) >= self.window_cells or self._shared_pages * self._page_size >= HELD // 2:
             self._send_window()
 
     def _send_window(self) -> None:
@@ -139,26 +138,17 @@ class FileWriter:
         """Have what many cells need fetched; meanwhile the window before is written."""
         shown = window.shown_paths()
         locations = self._source.locate(shown)
-        fetches = list(spans([locations[window.contents[content]] for content in window.held]))
-        room = self._next_room(window.held_pages)
-        window.begin(room.rows)
-        begun = Begun(window, locations, shown, Latch(len(fetches)), room)
+        # no more than two windows are in memory
+        self._written.wait()
+        self._workers.raise_failure()
+        sizes = [locations[content].entry.plain_size for content in window.contents]
+        missing = window.prepare(sizes, self._begun.window if self._begun is not None else None, HELD)
+        fetches = list(spans([locations[window.contents[content]] for content in missing]))
+        begun = Begun(window, locations, shown, Latch(len(fetches)))
         for pack, entries in fetches:
             self._workers.submit(self._hold, begun, pack, entries)
         self._end_window()
         self._begun = begun
-
-    def _next_room(self, pages: int) -> _Room:
-        """Rows that no window needs any more; two take turns, so that memory is bounded, and the kernel need not clear it each time."""
-        self._rooms.reverse()
-        room = self._rooms[0]
-        room.free.wait()
-        self._workers.raise_failure()
-        if pages and not len(room.rows):
-            # as many as a window can need (see `_take` and `Window`); memory is taken for those alone that are used
-            most = (HELD + HELD // 4 + self._source.cell_size) // self._page_size
-            room.rows = np.empty((max(pages, most), self._page_size), np.uint8)
-        return room
 
     def _end_window(self) -> None:
         begun, self._begun = self._begun, None
@@ -169,7 +159,7 @@ class FileWriter:
         window = begun.window
         rests = [window.rest[first : first + _TOGETHER] for first in range(0, len(window.rest), _TOGETHER)]
         fetches = list(spans([begun.locations[window.contents[content]] for content in window.by_own]))
-        begun.room.free = Latch(len(rests) + len(fetches))
+        self._written = begun.written = Latch(len(rests) + len(fetches))
         for cells in rests:
             self._workers.submit(self._write_rest, begun, cells)
         for pack, entries in fetches:
@@ -189,7 +179,7 @@ class FileWriter:
             for cell in cells:
                 self._write_together(begun.window, cell, None)
         finally:
-            begun.room.free.done()
+            begun.written.done()
 
     def _write_span(self, begun: Begun, pack: str, entries: list[PackEntry]) -> None:
         window = begun.window
@@ -203,7 +193,7 @@ class FileWriter:
                     else:
                         self._write_cell(window.cells[cell], data)
         finally:
-            begun.room.free.done()
+            begun.written.done()
 
     def _read_contents(self, begun: Begun, pack: str, entries: list[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
         return self._source.read(pack, entries, begun.shown)
@@ -249,22 +239,17 @@ class FileWriter:
 
 
 @dataclass(slots=True)
-class _Room:
-    """Rows for what a window holds; ``free`` lets pass once the window is written."""
-
-    rows: Rows
-    free: Latch = field(default_factory=lambda: Latch(0))
-
-
-@dataclass(frozen=True, slots=True)
 class Begun:
-    """A window that is at work: what it holds is complete once ``held`` lets pass. ``shown`` names a file for each content."""
+    """A window that is at work: what it holds is complete once ``held`` lets pass, and its cells once ``written`` does.
+
+    ``shown`` names a file for each content.
+    """
 
     window: Window
     locations: dict[bytes, Location]
     shown: dict[bytes, str]
     held: Latch
-    room: _Room
+    written: Latch = field(default_factory=lambda: Latch(0))
 
 
 class target_errors:  # noqa: N801 - reads as a noun, like contextlib.suppress
