@@ -16,7 +16,15 @@ from pgkeep.errors import DamageError, PgkeepError
 from pgkeep.repository.codec import Codec, compress
 from pgkeep.repository.crypto import KeyRing
 from pgkeep.repository.index import Index, Location, write_index
-from pgkeep.repository.packs import MAX_CONTENT_SIZE, PackBuilder, PackEntry, PackKind, PackReader, read_pack_table
+from pgkeep.repository.packs import (
+    MAX_CONTENT_SIZE,
+    PackBuilder,
+    PackEntry,
+    PackKind,
+    PackReader,
+    read_block_sums,
+    read_pack_table,
+)
 from pgkeep.repository.parameters import Parameters
 from pgkeep.repository.store import ObjectMissing, Store
 
@@ -95,12 +103,13 @@ class ContentWriter:
         compressed, codec = compress(plain, self._parameters.compression_level), Codec.ZSTD
         if len(compressed) >= len(plain):
             compressed, codec = bytes(plain), Codec.RAW
+        sums = self._keys.block_sums.of(plain).tobytes() if kind is PackKind.DATA else None
         full = None
         with self._lock:
             builder = self._builders.get(kind)
             if builder is None:
                 builder = self._builders[kind] = PackBuilder(self._keys, kind)
-            entry = builder.add(content_id, compressed, len(plain), codec)
+            entry = builder.add(content_id, compressed, len(plain), codec, sums)
             self._seen[content_id] = entry.stored_size
             if builder.size >= self._parameters.pack_size:
                 full = self._builders.pop(kind)
@@ -216,6 +225,13 @@ class ContentReader:
         for entry in entries:
             start = entry.offset - first.offset
             yield entry, reader.open(entry, data[start : start + entry.stored_size])
+
+    def block_sums(self, pack: str) -> dict[int, bytes]:
+        """The sums of the blocks of each content of a pack, by its offset; see `pgkeep.repository.packs.read_block_sums`."""
+        try:
+            return read_block_sums(self._store, self._keys, pack)
+        except ObjectMissing:
+            raise DamageError(f"{pack} is gone", object_name=pack) from None
 
     def _pack(self, name: str) -> PackReader:
         reader = self._packs.get(name)

@@ -18,7 +18,7 @@ import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
@@ -26,6 +26,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pgkeep.errors import DamageError
 from pgkeep.repository.store import Buffer
+
+if TYPE_CHECKING:
+    from pgkeep.repository.block_sums import BlockSums
 
 __all__ = ["ID_SIZE", "SALT_SIZE", "TAG_SIZE", "KeyRing", "Sealer", "Suite", "derive_key"]
 
@@ -118,6 +121,13 @@ class KeyRing:
     def content_id(self, plain: Buffer) -> bytes:
         """The keyed BLAKE3 of a content: its name, which tells nothing about it to those without the key."""
         return blake3(plain, key=self._id_key).digest()
+
+    @cached_property
+    def block_sums(self) -> BlockSums:
+        """Sums of blocks under this repository's key for them."""
+        from pgkeep.repository.block_sums import BlockSums
+
+        return BlockSums(self.derive(self.family, "block-sums"))
 
     def sealer(self, salt: bytes, purpose: str) -> Sealer:
         """A sealer under the key of one pack or object."""

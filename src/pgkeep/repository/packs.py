@@ -10,6 +10,9 @@
 A pack is named by the SHA-256 of its bytes: anyone can scrub or mirror it without a key. Its key is derived from its
 salt, and the nonce of a content (and of the table) is its offset in the pack as 96 bits, so no pair is ever used
 twice and nothing can be moved. The associated data binds the family, the kind, the id, the plain size and the codec.
+
+The last content of a data pack may be one of id 1, which no index names: the sums of all blocks of the others
+(`pgkeep.repository.block_sums`), content by content.
 """
 
 from __future__ import annotations
@@ -19,13 +22,23 @@ import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import accumulate
 
 from pgkeep.errors import DamageError
 from pgkeep.repository.codec import Codec, decompress
 from pgkeep.repository.crypto import ID_SIZE, SALT_SIZE, TAG_SIZE, KeyRing, Sealer, Suite
 from pgkeep.repository.store import Buffer, Store
 
-__all__ = ["MAX_CONTENT_SIZE", "PackBuilder", "PackEntry", "PackKind", "PackReader", "pack_name", "read_pack_table"]
+__all__ = [
+    "MAX_CONTENT_SIZE",
+    "PackBuilder",
+    "PackEntry",
+    "PackKind",
+    "PackReader",
+    "pack_name",
+    "read_block_sums",
+    "read_pack_table",
+]
 
 _MAGIC = b"pgkeepP1"
 _END_MAGIC = b"pgkeepPE"
@@ -33,6 +46,7 @@ _HEADER = struct.Struct("<8sBBBB32s")
 _ENTRY = struct.Struct("<32sIIII")
 _FOOTER = struct.Struct("<II8s")
 _TABLE_ID = bytes(ID_SIZE)
+_SUMS_ID = (1).to_bytes(ID_SIZE, "little")
 
 MAX_CONTENT_SIZE = 64 << 20
 """No content is larger: it bounds what a reader must hold, and offsets stay within 32 bits."""
@@ -72,6 +86,7 @@ class PackBuilder:
         header = _HEADER.pack(_MAGIC, kind, keys.suite, 0, 0, salt)
         self._parts: list[bytes] = [header]
         self._entries: list[PackEntry] = []
+        self._sums: list[bytes | None] = []
         self.size = len(header)
 
     @property
@@ -79,26 +94,36 @@ class PackBuilder:
         """What the pack holds, in order of offset."""
         return self._entries
 
-    def add(self, content_id: bytes, compressed: Buffer, plain_size: int, codec: Codec) -> PackEntry:
-        """Seal a content at the pack's end."""
+    def add(
+        self, content_id: bytes, compressed: Buffer, plain_size: int, codec: Codec, sums: bytes | None = None
+    ) -> PackEntry:
+        """Seal a content at the pack's end; ``sums`` are those of its blocks (`BlockSums`)."""
+        entry = self._seal(content_id, compressed, plain_size, codec)
+        self._entries.append(entry)
+        self._sums.append(sums)
+        return entry
+
+    def _seal(self, content_id: bytes, compressed: Buffer, plain_size: int, codec: Codec) -> PackEntry:
         sealed = self._sealer.seal(
             _nonce(self.size), compressed, _associated(self._keys, self.kind, content_id, plain_size, codec)
         )
         entry = PackEntry(content_id, self.size, len(sealed), plain_size, codec)
-        self._entries.append(entry)
         self._parts.append(sealed)
         self.size += len(sealed)
         return entry
 
     def finish(self) -> tuple[str, list[bytes]]:
         """The pack's name and its bytes in parts."""
+        entries = self._entries
+        sums = b"".join(sums for sums in self._sums if sums is not None)
+        if sums and None not in self._sums:
+            entries = [*entries, self._seal(_SUMS_ID, sums, len(sums), Codec.RAW)]
         table = b"".join(
-            _ENTRY.pack(entry.id, entry.offset, entry.stored_size, entry.plain_size, entry.codec)
-            for entry in self._entries
+            _ENTRY.pack(entry.id, entry.offset, entry.stored_size, entry.plain_size, entry.codec) for entry in entries
         )
         associated = _associated(self._keys, self.kind, _TABLE_ID, len(table), Codec.RAW)
         sealed = self._sealer.seal(_nonce(self.size), table, associated)
-        parts = [*self._parts, sealed, _FOOTER.pack(len(sealed), len(self._entries), _END_MAGIC)]
+        parts = [*self._parts, sealed, _FOOTER.pack(len(sealed), len(entries), _END_MAGIC)]
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)
@@ -127,13 +152,33 @@ class PackReader:
             plain = decompress(compressed, entry.codec, entry.plain_size)
         except DamageError as error:
             raise _damaged(self._name, f"{error} (at byte {entry.offset})") from None
-        if len(plain) != entry.plain_size or self._keys.content_id(plain) != entry.id:
+        if len(plain) != entry.plain_size or (entry.id != _SUMS_ID and self._keys.content_id(plain) != entry.id):
             raise _damaged(self._name, f"the content at byte {entry.offset} is not what its id names")
         return plain
 
 
 def read_pack_table(store: Store, keys: KeyRing, name: str) -> list[PackEntry]:
     """What a pack says of itself. Raises ObjectMissing, DamageError."""
+    return [entry for entry in _read_table(store, keys, name) if entry.id != _SUMS_ID]
+
+
+def read_block_sums(store: Store, keys: KeyRing, name: str) -> dict[int, bytes]:
+    """The sums of the blocks of each content, by its offset in the pack; empty where the pack has none. Raises ObjectMissing, DamageError."""
+    entries = _read_table(store, keys, name)
+    if not entries or entries[-1].id != _SUMS_ID:
+        return {}
+    last = entries.pop()
+    sums = PackReader.of(store, keys, name).open(last, store.get(name, last.offset, last.stored_size))
+    from pgkeep.repository.block_sums import sums_size
+
+    sizes = [sums_size(entry.plain_size) for entry in entries]
+    if sum(sizes) != len(sums):
+        raise _damaged(name, "its sums are not those of its contents")
+    ends = accumulate(sizes)
+    return {entry.offset: sums[end - size : end] for entry, size, end in zip(entries, sizes, ends, strict=True)}
+
+
+def _read_table(store: Store, keys: KeyRing, name: str) -> list[PackEntry]:
     size = store.info(name).size
     if size < _HEADER.size + _FOOTER.size:
         raise _damaged(name, "it is cut off")

@@ -16,12 +16,10 @@ import numpy.typing as npt
 from pgkeep.errors import DamageError
 from pgkeep.repository.page_map import Extents, Positions, bounds, split_at_grid
 
-__all__ = ["Cell", "FileCells", "Rows", "Window"]
+__all__ = ["Cell", "FileCells", "Rows", "Window", "spread"]
 
 Rows = npt.NDArray[np.uint8]
 """Pages, one a row."""
-
-_Chosen = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +27,8 @@ class Cell:
     """Pages of a file that follow one another in one cell of the grid: what is written at once.
 
     ``size`` bytes from ``position`` on; ``own`` is the content that most of them are in, ``shared_pages`` are in others. ``is_new`` where
-    the file was made just now, so that what is on the disk need not be looked at.
+    the file was made just now, so that what is on the disk need not be looked at. ``is_partial`` where only the pages of ``extents``
+    are wanted, and the others stay as they are on the disk.
     """
 
     place: bytes
@@ -40,6 +39,7 @@ class Cell:
     own: bytes
     shared_pages: int
     is_new: bool
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +93,15 @@ class Window:
     """Cells that are at work together, and the contents that are held for them.
 
     ``contents`` are the ids of all that is needed; ``held`` those that are fetched first, by number; ``by_own`` the cells, by number,
-    that can be put together once their own content is there too, by its number; ``rest`` need held ones alone. With
-    ``wanted``, one for each extent of the cells in turn, the others are passed over, and what is on the disk there stays.
+    that can be put together once their own content is there too, by its number; ``rest`` need held ones alone.
     ``room`` is how many bytes more than it must a window may hold to spare itself a second fetch.
     """
 
-    def __init__(self, cells: Sequence[Cell], page_size: int, *, room: int, wanted: _Chosen | None = None) -> None:
+    def __init__(self, cells: Sequence[Cell], page_size: int, *, room: int) -> None:
         self.cells = cells
         self.page_size = page_size
         parts = np.concatenate([cell.extents for cell in cells])
         number = np.repeat(np.arange(len(cells)), [len(cell.extents) for cell in cells])
-        self.is_whole = wanted is None or bool(wanted.all())
-        if wanted is not None:
-            parts, number = parts[wanted], number[wanted]
         self.parts = parts
         self.number = number
         self.ends = np.searchsorted(number, np.arange(1, len(cells) + 1)).tolist()
@@ -162,8 +158,8 @@ class Window:
         counts = self.parts["pages"][order]
         cell, content = self.number[order], self.content[order]
         first_page = np.array([cell.position // self.page_size for cell in self.cells], np.int64)
-        self._source = _spread(source[order], counts)
-        self._row = _spread(self.parts["first_page"][order], counts) - np.repeat(first_page[cell], counts)
+        self._source = spread(source[order], counts)
+        self._row = spread(self.parts["first_page"][order], counts) - np.repeat(first_page[cell], counts)
         begins = np.flatnonzero((np.diff(cell, prepend=-1) != 0) | (np.diff(content, prepend=-1) != 0))
         ends = np.cumsum(counts.astype(np.int64))
         self._group_content = content[begins].tolist()
@@ -180,12 +176,6 @@ class Window:
             chosen = chosen[np.cumsum(pages[chosen]) <= room]
             self.is_own &= ~np.isin(self.content, chosen)
 
-    @property
-    def is_last(self) -> _Chosen:
-        """For each extent whether it is its cell's last."""
-        ends: _Chosen = np.diff(self.number, append=-1) != 0
-        return ends
-
     def shown_paths(self) -> dict[bytes, str]:
         """Each content, with a file that needs it."""
         _, first = np.unique(self.content, return_index=True)
@@ -200,13 +190,13 @@ class Window:
         rows = self._rows_of(plain)
         if self.contents[content] not in self._whole:
             parts = self.held[content]
-            rows = rows[_spread(self.parts["content_page"][parts], self.parts["pages"][parts])]
+            rows = rows[spread(self.parts["content_page"][parts], self.parts["pages"][parts])]
         kept.rows = rows
 
     def single(self, cell: int, plain: bytes) -> memoryview | None:
         """The bytes of a cell that lies in its own content in one piece, None for any other. Raises DamageError."""
         begin, _ = self._bounds(cell)
-        if len(self.cells[cell].extents) > 1 or not self.is_own[begin]:
+        if self.cells[cell].is_partial or len(self.cells[cell].extents) > 1 or not self.is_own[begin]:
             return None
         start = int(self.parts["content_page"][begin]) * self.page_size
         size = self.cells[cell].size
@@ -215,8 +205,8 @@ class Window:
             raise _too_short(self.cells[cell], self.contents[int(self.content[begin])])
         return data
 
-    def fill(self, cell: int, rows: Rows, plain: bytes | None) -> int:
-        """Put the wanted pages of a cell into their rows, ``plain`` being its own content; returns how many. Raises DamageError."""
+    def fill(self, cell: int, rows: Rows, plain: bytes | None) -> None:
+        """Put the pages of a cell into their rows, ``plain`` being its own content. Raises DamageError."""
         first, last = self._groups[cell], self._groups[cell + 1]
         begin = start = self._group_ends[first - 1] if first else 0
         for content, end in zip(self._group_content[first:last], self._group_ends[first:last], strict=True):
@@ -226,14 +216,13 @@ class Window:
             elif kept is not None and kept.rows is not None:
                 rows[self._row[start:end]] = kept.rows[self._source[start:end]]
             start = end
-        return int(start - begin)
 
     def _fill_own(self, rows: Rows, plain: bytes, pages: slice, cell: Cell, content: int) -> None:
         source, row = self._source[pages], self._row[pages]
         own = self._rows_of(plain)
         if int(source.max()) >= len(own):
             raise _too_short(cell, self.contents[content])
-        if self.is_whole and len(own) <= len(rows) and (source == row).all():
+        if not cell.is_partial and len(own) <= len(rows) and (source == row).all():
             # what is superseded of it is overwritten at once
             rows[: len(own)] = own
         else:
@@ -249,7 +238,7 @@ class Window:
         return rows
 
 
-def _spread(starts: Positions, counts: npt.NDArray[np.uint32]) -> Positions:
+def spread(starts: Positions, counts: npt.NDArray[np.uint32]) -> Positions:
     """All numbers of runs that begin at ``starts`` and have ``counts`` numbers, one run after the other."""
     lengths = counts.astype(np.int64)
     result: Positions = np.repeat(starts.astype(np.int64) - (np.cumsum(lengths) - lengths), lengths)

@@ -200,11 +200,15 @@ class FileWriter:
 
     def _write_together(self, window: Window, number: int, plain: bytes | None) -> None:
         """Put a cell together and write it."""
+        self._write_cell(window.cells[number], self._put_together(window, number, plain))
+
+    def _put_together(self, window: Window, number: int, plain: bytes | None) -> memoryview:
+        """The bytes of a cell; good until this thread puts the next one together."""
         cell = window.cells[number]
         pages = -(-cell.size // self._page_size)
         view = self._buffer.view(pages * self._page_size)
         window.fill(number, np.frombuffer(view, np.uint8).reshape(pages, -1), plain)
-        self._write_cell(cell, view[: cell.size])
+        return view[: cell.size]
 
     def _write_cell(self, cell: Cell, data: memoryview) -> None:
         with target_errors(cell.place):
