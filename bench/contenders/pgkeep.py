@@ -62,6 +62,10 @@ class Pgkeep(IncrementalContender):
     def restore_backup(self, backup: str, target: Path) -> Measurement:
         return self.measure([*self._command, "restore", backup, f"--target-dir={target}"])
 
+    def restore_at_pace(self, backup: str, target: Path, rate: int) -> Measurement:
+        """Bring a backup back, writing no more than ``rate`` bytes a second."""
+        return self.measure([*self._command, "restore", backup, f"--target-dir={target}", f"--rate={rate}"])
+
     def restore_delta(self, backup: str, target: Path) -> Measurement:
         return self.measure([*self._command, "restore", backup, f"--target-dir={target}", "--delta"])
 
