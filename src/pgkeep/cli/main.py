@@ -33,6 +33,7 @@ COMMANDS = {
     "wal": ("pgkeep.cli.wal_cmd", "Receive, push, fetch and watch write-ahead log."),
     "verify": ("pgkeep.cli.verify_cmd", "Check stored bytes and backups against damage."),
     "export": ("pgkeep.cli.export_cmd", "Write a backup as the files of pg_basebackup."),
+    "key": ("pgkeep.cli.key_cmd", "Who can open a repository: list, add, remove, rotate, export, verify."),
     "repository": ("pgkeep.cli.repository_cmd", "Care of a repository itself."),
     "demo": ("pgkeep.cli.demo_cmd", "See it all at work on a throw-away server."),
     "completion": ("pgkeep.cli.completion_cmd", "Print the completion script of a shell."),

@@ -12,6 +12,7 @@ import click
 from pgkeep.cli.options import Context, cluster_option
 
 if TYPE_CHECKING:
+    from pgkeep.config import KeyReference
     from pgkeep.repository import Repository, Secret, Store
 
 __all__ = ["Chosen", "repository_options"]
@@ -44,6 +45,24 @@ class Chosen:
         if self._is_address:
             return self._cluster
         return self._context.config().cluster(self._cluster).name
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether it is one of the configuration, opened by what that says."""
+        return not self._is_address and self._key_file is None and self._passphrase_file is None
+
+    def key(self) -> KeyReference | None:
+        """What opens it: of the command line, else of the configuration; None where an address came without one."""
+        from pgkeep.config import KeyReference
+
+        if self._key_file is not None:
+            return KeyReference(kind="file", path=self._key_file.absolute())
+        if self._passphrase_file is not None:
+            return KeyReference(kind="passphrase-file", path=self._passphrase_file.absolute())
+        if self._is_address:
+            return None
+        key: KeyReference = self._settings().key
+        return key
 
     def store(self) -> Store:
         """The repository's store, for what needs no key. Raises ConfigError."""

@@ -8,21 +8,21 @@
     footer   16 bytes   stored length of the table u32 · number of entries u32 · magic "pgkeepPE"
 
 A pack is named by the SHA-256 of its bytes: anyone can scrub or mirror it without a key. Its key is derived from its
-salt, and the nonce of a content (and of the table) is its offset in the pack as 96 bits, so no pair is ever used
-twice and nothing can be moved. The associated data binds the family, the kind, the id, the plain size and the codec.
+salt and the root key that the key mode names (see `pgkeep.repository.crypto`), and the nonce of a content (and of the
+table) is its offset in the pack as 96 bits, so no pair is ever used twice and nothing can be moved. The associated data
+binds the family, the kind, the id, the plain size and the codec.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
 from pgkeep.errors import DamageError
 from pgkeep.repository.codec import Codec, decompress
-from pgkeep.repository.crypto import ID_SIZE, SALT_SIZE, TAG_SIZE, KeyRing, Sealer, Suite
+from pgkeep.repository.crypto import BOXED, ID_SIZE, TAG_SIZE, KeyRing, Sealer, Suite
 from pgkeep.repository.store import Buffer, Store
 
 __all__ = ["MAX_CONTENT_SIZE", "PackBuilder", "PackEntry", "PackKind", "PackReader", "pack_name", "read_pack_table"]
@@ -67,9 +67,10 @@ class PackBuilder:
     def __init__(self, keys: KeyRing, kind: PackKind) -> None:
         self.kind = kind
         self._keys = keys
-        salt = os.urandom(SALT_SIZE)
-        self._sealer = _sealer(keys, kind, salt)
-        header = _HEADER.pack(_MAGIC, kind, keys.suite, 0, 0, salt)
+        seal = keys.new_seal(_purpose(kind), boxed=kind is PackKind.DATA)
+        self._sealer = seal.sealer
+        self._table_sealer = _table_sealer(keys, kind, seal.mode, seal.salt)
+        header = _HEADER.pack(_MAGIC, kind, keys.suite, seal.mode, 0, seal.salt)
         self._parts: list[bytes] = [header]
         self._entries: list[PackEntry] = []
         self.size = len(header)
@@ -97,7 +98,7 @@ class PackBuilder:
             for entry in self._entries
         )
         associated = _associated(self._keys, self.kind, _TABLE_ID, len(table), Codec.RAW)
-        sealed = self._sealer.seal(_nonce(self.size), table, associated)
+        sealed = self._table_sealer.seal(_nonce(self.size), table, associated)
         parts = [*self._parts, sealed, _FOOTER.pack(len(sealed), len(self._entries), _END_MAGIC)]
         digest = hashlib.sha256()
         for part in parts:
@@ -111,8 +112,11 @@ class PackReader:
     def __init__(self, keys: KeyRing, name: str, header: bytes) -> None:
         self._keys = keys
         self._name = name
-        self._kind, salt = _read_header(name, header, keys.suite)
-        self._sealer = _sealer(keys, self._kind, salt)
+        self._kind, mode, salt = _read_header(name, header, keys.suite)
+        try:
+            self._sealer = keys.sealer(salt, _purpose(self._kind), mode)
+        except DamageError as error:
+            raise _damaged(name, str(error)) from None
 
     @classmethod
     def of(cls, store: Store, keys: KeyRing, name: str) -> PackReader:
@@ -137,14 +141,16 @@ def read_pack_table(store: Store, keys: KeyRing, name: str) -> list[PackEntry]:
     size = store.info(name).size
     if size < _HEADER.size + _FOOTER.size:
         raise _damaged(name, "it is cut off")
-    kind, salt = _read_header(name, store.get(name, 0, _HEADER.size), keys.suite)
+    kind, mode, salt = _read_header(name, store.get(name, 0, _HEADER.size), keys.suite)
     sealed_size, count, magic = _FOOTER.unpack(store.get(name, size - _FOOTER.size, _FOOTER.size))
     offset = size - _FOOTER.size - sealed_size
     if magic != _END_MAGIC or offset < _HEADER.size or sealed_size != count * _ENTRY.size + TAG_SIZE:
         raise _damaged(name, "it is cut off")
     associated = _associated(keys, kind, _TABLE_ID, count * _ENTRY.size, Codec.RAW)
     try:
-        table = _sealer(keys, kind, salt).open(_nonce(offset), store.get(name, offset, sealed_size), associated)
+        table = _table_sealer(keys, kind, mode, salt).open(
+            _nonce(offset), store.get(name, offset, sealed_size), associated
+        )
     except DamageError as error:
         raise _damaged(name, f"in its table, {error}") from None
     return [
@@ -153,16 +159,23 @@ def read_pack_table(store: Store, keys: KeyRing, name: str) -> list[PackEntry]:
     ]
 
 
-def _sealer(keys: KeyRing, kind: PackKind, salt: bytes) -> Sealer:
-    return keys.sealer(salt, f"pack {kind.name.lower()}")
+def _purpose(kind: PackKind) -> str:
+    return f"pack {kind.name.lower()}"
 
 
-def _read_header(name: str, header: bytes, suite: Suite) -> tuple[PackKind, bytes]:
+def _table_sealer(keys: KeyRing, kind: PackKind, mode: int, salt: bytes) -> Sealer:
+    """Whoever adds to a repository must be able to read what packs say of themselves, and no more."""
+    purpose = f"{_purpose(kind)} table" if mode & BOXED else _purpose(kind)
+    return keys.sealer(salt, purpose, mode, boxed=False)
+
+
+def _read_header(name: str, header: bytes, suite: Suite) -> tuple[PackKind, int, bytes]:
+    """Kind, key mode and salt."""
     try:
         magic, kind, stored_suite, key_mode, reserved, salt = _HEADER.unpack(header)
-        if magic != _MAGIC or stored_suite != suite or key_mode != 0 or reserved != 0:
+        if magic != _MAGIC or stored_suite != suite or reserved != 0:
             raise ValueError
-        return PackKind(kind), salt
+        return PackKind(kind), key_mode, salt
     except (struct.error, ValueError):
         raise _damaged(name, "it has no header of a pack") from None
 

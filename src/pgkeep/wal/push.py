@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +18,8 @@ from pgkeep.errors import DamageError, PgkeepError, StoreError, UsageError
 from pgkeep.postgres.control_file import CONTROL_FILE, ControlFile, parse_control_file
 from pgkeep.postgres.timeline import parse_history, parse_history_name
 from pgkeep.postgres.wal import WalFileKind, check_segment_header, classify, parse_segment_name, read_segment_header
-from pgkeep.repository import KeyFile, Passphrase, Repository, open_store
+from pgkeep.repository import Repository, open_store
+from pgkeep.repository.keys import secret_of
 from pgkeep.wal.claims import ForeignServerError, check_claim, data_directory_claim
 from pgkeep.wal.push_settings import PushRepository, PushSettings
 from pgkeep.wal.small_files import fsync_directory, read_json, write_json
@@ -129,12 +130,7 @@ class Pusher:
     def _open(self, settings: PushRepository) -> Repository:
         opened = self._repositories.get(settings.name)
         if opened is None:
-            secret = None
-            if settings.key_path is not None:
-                read: Callable[[Path], KeyFile | Passphrase] = (
-                    KeyFile.read if settings.key_kind == "file" else Passphrase.read
-                )
-                secret = read(Path(settings.key_path))
+            secret = secret_of(settings.key_kind, settings.key_path or "")
             opened = self._repositories[settings.name] = Repository.open(open_store(settings.url), secret)
         return opened
 
