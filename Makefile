@@ -13,7 +13,7 @@ help:
 	@echo 'make test    run all tests, on real servers (JOBS=$(JOBS) processes)'
 	@echo 'make check   ruff, mypy and import-linter'
 	@echo 'make demo    the guided tour on a PostgreSQL of its own'
-	@echo 'make bench   measure against pg_basebackup and pgBackRest'
+	@echo 'make bench   measure against pg_basebackup, pgBackRest and Barman (some two hours)'
 	@echo 'make clean   remove what these made'
 
 venv:

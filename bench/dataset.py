@@ -6,8 +6,12 @@ python -m bench.dataset --size 2GiB --directory /tmp/pgkeep-bench --keep-running
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -46,13 +50,17 @@ checkpoint_timeout = 1h
 shared_buffers = 256MB
 autovacuum = off
 """
+# What changed since a backup, kept by the server: from this version on.
+FIRST_WITH_SUMMARIES = 17
 
 
-def open_server(directory: Path) -> Server:
-    """The server of the data set in ``directory``, which is made; not started."""
+def open_server(directory: Path, major: int | None = None) -> Server:
+    """The server of the data set in ``directory``, which is made; not started. One that is there keeps its major version."""
     sockets = directory / "s"
     sockets.mkdir(parents=True, exist_ok=True)
-    server = Server(directory / "data", find_binaries(MAJOR), socket_directory=sockets)
+    with contextlib.suppress(FileNotFoundError):
+        major = int((directory / "data" / "PG_VERSION").read_text())
+    server = Server(directory / "data", find_binaries(major or MAJOR), socket_directory=sockets)
     give_to(server.account, directory, sockets)
     return server
 
@@ -62,7 +70,10 @@ def create(server: Server, size: int, seed: int) -> None:
     server.initdb()
     with (server.data_directory / "postgresql.conf").open("a") as configuration:
         configuration.write(WORK_SETTINGS)
-    server.start({**LOAD_SETTINGS, "archive_mode": False})
+        if server.binaries.major >= FIRST_WITH_SUMMARIES:
+            configuration.write("summarize_wal = on\n")
+    summaries = {"summarize_wal": False} if server.binaries.major >= FIRST_WITH_SUMMARIES else {}
+    server.start({**LOAD_SETTINGS, **summaries, "archive_mode": False})
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute("CREATE DATABASE auth_db")
     load(server.dsn(DATABASE), users=max(1, size // BYTES_PER_USER), seed=seed, jobs=CORES)
@@ -73,6 +84,37 @@ def create(server: Server, size: int, seed: int) -> None:
     server.stop()
     os.sync()
     server.start()
+
+
+@contextlib.contextmanager
+def data_set(existing: Path | None, size: int, seed: int, major: int | None = None) -> Iterator[Server]:
+    """A running server with the data set: one that ``bench.dataset`` left in ``existing``, or a new one that goes away."""
+    directory = existing or Path(tempfile.mkdtemp(prefix="pgkeep-bench-"))
+    server = open_server(directory, major)
+    found_running = server.is_running
+    try:
+        if existing is None:
+            print(f"making the data set on PostgreSQL {server.binaries.version_text}", flush=True)
+            create(server, size, seed)
+        elif not found_running:
+            server.start()
+        yield server
+    finally:
+        if not found_running:
+            server.stop()
+        if existing is None:
+            shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def work_directory(server: Server) -> Iterator[Path]:
+    """Where the contenders keep their repositories, on the same file system as the server."""
+    directory = Path(tempfile.mkdtemp(prefix="work-", dir=server.data_directory.parent))
+    give_to(server.account, directory)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
 
 
 def data_size(server: Server) -> int:
@@ -88,11 +130,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.dataset", description=__doc__)
     parser.add_argument("--size", type=parse_size, default="1GiB", help="of the data directory, about (default 1GiB)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--major", type=int, default=MAJOR, help=f"version of PostgreSQL (default {MAJOR})")
     parser.add_argument("--directory", type=Path, required=True, help="a new directory for the server")
     parser.add_argument("--keep-running", action="store_true", help="leave the server running")
     options = parser.parse_args()
     started = time.monotonic()
-    server = open_server(options.directory)
+    server = open_server(options.directory, options.major)
     create(server, options.size, options.seed)
     print(f"{format_size(data_size(server))} in {time.monotonic() - started:.0f} s")
     if options.keep_running:

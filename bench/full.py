@@ -17,6 +17,11 @@ from pgkeep.demo.schema import TABLE_NAMES
 from pgkeep.errors import PgkeepError
 from pgkeep.postgres.server import Server
 
+CONDITIONS = (
+    "One round to warm up, whose restores were started and their rows counted, then the rounds that count. Every backup is a full one "
+    "into an empty repository."
+)
+
 
 @dataclass
 class _Results:
@@ -31,16 +36,16 @@ def run(server: Server, contenders: Iterable[Contender], runs: int) -> Iterator[
     results = {contender: _Results() for contender in contenders}
     for number in range(runs + 1):
         for contender, result in results.items():
-            backup, restore, result.stored = _round(contender, prove=number == 0)
+            backup, restore, result.stored = _round(contender, is_proven=number == 0)
             print(f"round {number}, {contender.name}: {backup.wall:.2f} s, {restore.wall:.2f} s", flush=True)
             if number > 0:
                 result.backups.append(backup)
                 result.restores.append(restore)
     yield Row("full backup", size, [Entry(c.name, c.facts(), r.backups, r.stored) for c, r in results.items()])
-    yield Row("restore", size, [Entry(c.name, c.facts(), r.restores, r.stored) for c, r in results.items()])
+    yield Row("restore", size, [Entry(c.name, c.facts(), r.restores) for c, r in results.items()])
 
 
-def _round(contender: Contender, *, prove: bool) -> tuple[Measurement, Measurement, int]:
+def _round(contender: Contender, *, is_proven: bool) -> tuple[Measurement, Measurement, int]:
     target = contender.directory.with_name("restored")
     try:
         contender.prepare()
@@ -48,8 +53,8 @@ def _round(contender: Contender, *, prove: bool) -> tuple[Measurement, Measureme
         backup = contender.backup()
         warm(contender.repository)
         restore = contender.restore(target)
-        if prove:
-            _prove(contender.server, target)
+        if is_proven:
+            prove(contender.server, target)
         return backup, restore, contender.repository_bytes()
     finally:
         shutil.rmtree(target, ignore_errors=True)
@@ -66,10 +71,10 @@ def warm(directory: Path) -> None:
                     pass
 
 
-def _prove(source: Server, target: Path) -> None:
+def prove(source: Server, target: Path) -> None:
     """Start what was restored and count its rows; a quick restore of less would be no restore."""
     with Server(target, source.binaries) as restored:
-        restored.start({"archive_mode": False})
+        restored.start({"archive_mode": False}, timeout=300)
         expected, found = row_counts(source), row_counts(restored)
     if found != expected:
         raise PgkeepError(f"restored {found} rows of {expected}")

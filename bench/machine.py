@@ -22,6 +22,7 @@ def facts() -> dict[str, str | int | list[str]]:
         "processor_flags": [flag for flag in _TELLING_FLAGS if flag in flags],
         "kernel": platform.release().split("-")[0],
         "python": platform.python_version(),
+        "load": f"{os.getloadavg()[0]:.1f}",
     }
 
 

@@ -13,7 +13,7 @@ from pgkeep.postgres.binaries import find_binaries
 
 
 def missing_packages() -> list[str]:
-    wanted = {"zstd": "zstd", PROGRAM: "pgbackrest"}
+    wanted = {"zstd": "zstd", PROGRAM: "pgbackrest", "barman": "barman"}
     packages = [package for program, package in wanted.items() if shutil.which(program) is None]
     try:
         find_binaries(MAJOR)

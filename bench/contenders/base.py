@@ -43,7 +43,7 @@ class Contender(ABC):
 
     @abstractmethod
     def restore(self, target: Path) -> Measurement:
-        """Bring the backup back into ``target``, durably."""
+        """Bring the newest backup back into ``target``, durably."""
 
     @property
     @abstractmethod
@@ -52,7 +52,7 @@ class Contender(ABC):
 
     def repository_bytes(self) -> int:
         """The apparent size of all files in the repository."""
-        return sum(path.stat().st_size for path in self.repository.rglob("*") if path.is_file())
+        return tree_bytes(self.repository)
 
     def clean(self) -> None:
         """Remove everything that ``prepare`` and ``backup`` left."""
@@ -81,3 +81,48 @@ class Contender(ABC):
             environment=self.environment,
             log=self.directory / "log",
         )
+
+
+class IncrementalContender(Contender):
+    """A contender that can take backups which rest on earlier ones, in the repository that `prepare` made."""
+
+    can_restore_delta: ClassVar[bool] = False
+
+    @abstractmethod
+    def backup_changes(self) -> Measurement:
+        """Take an incremental backup, which rests on the newest one. Raises PgkeepError."""
+
+    @abstractmethod
+    def newest(self) -> str:
+        """The name of the newest backup."""
+
+    @abstractmethod
+    def restore_backup(self, backup: str, target: Path) -> Measurement:
+        """Bring a backup back by name into ``target``, which is not there yet, durably."""
+
+    def restore_delta(self, backup: str, target: Path) -> Measurement:
+        """Bring a backup back over what is in ``target``, writing what differs. Only where `can_restore_delta`."""
+        raise PgkeepError(f"{self.name} cannot restore {backup} over {target}")
+
+    @abstractmethod
+    def backup_bytes(self) -> int:
+        """The size of all backups without the WAL that was archived beside them."""
+
+    def between(self) -> None:
+        """The server works for others now."""
+
+
+def tree_bytes(directory: Path, *without: str) -> int:
+    """The apparent size of all files below a directory, each once, but for those below directories of these names."""
+    total = 0
+    linked = set()
+    for place, directories, files in os.walk(directory):
+        directories[:] = [name for name in directories if name not in without]
+        for name in files:
+            status = os.lstat(os.path.join(place, name))
+            if status.st_nlink > 1:
+                if status.st_ino in linked:
+                    continue
+                linked.add(status.st_ino)
+            total += status.st_size
+    return total

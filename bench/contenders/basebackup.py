@@ -1,13 +1,14 @@
-"""pg_basebackup in tar format, and the tar and zstd or gzip programs for its restore."""
+"""pg_basebackup: in tar format, restored by tar with zstd or gzip; and incremental, restored by pg_combinebackup."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import ClassVar
 
-from bench.contenders.base import Contender
+from bench.contenders.base import Contender, IncrementalContender, tree_bytes
 from bench.machine import CORES
 from bench.measure import Measurement
+from pgkeep.errors import PgkeepError
 
 # tar does not fsync what it writes; the others do.
 RESTORE = """
@@ -58,6 +59,12 @@ class _BaseBackup(Contender):
 
 class BaseBackupZstd(_BaseBackup):
     name = "pg_basebackup zstd"
+
+    def facts(self) -> str:
+        if "--with-zstd" not in self.run(self.server.binaries.path("pg_config"), "--configure"):
+            raise PgkeepError(f"PostgreSQL {self.server.binaries.version_text} is here without zstd")
+        return super().facts()
+
     # On the server, with a worker for each core: the fastest of its ways.
     compression = f"server-zstd:level=1,workers={CORES}"
     decompress = "zstd -dc"
@@ -69,3 +76,60 @@ class BaseBackupGzip(_BaseBackup):
     compression = "server-gzip:1"
     decompress = "gzip -dc"
     suffix = "gz"
+
+
+class BaseBackupIncremental(IncrementalContender):
+    """Plain format, since pg_combinebackup reads no other: nothing is compressed."""
+
+    name = "pg_basebackup --incremental"
+    count = 0
+
+    @property
+    def repository(self) -> Path:
+        return self.directory / "backups"
+
+    def facts(self) -> str:
+        self.server.binaries.path("pg_combinebackup")
+        version = self.server.binaries.version_text
+        return f"{version}, --format=plain, restored with pg_combinebackup --sync-method=syncfs, not compressed"
+
+    def prepare(self) -> None:
+        self.make_directory(self.directory)
+        self.make_directory(self.repository)
+        self.count = 0
+
+    def backup(self) -> Measurement:
+        return self._backup()
+
+    def backup_changes(self) -> Measurement:
+        return self._backup(f"--incremental={self.repository / self.newest() / 'backup_manifest'}")
+
+    def newest(self) -> str:
+        return f"{self.count:04}"
+
+    def restore(self, target: Path) -> Measurement:
+        return self.restore_backup(self.newest(), target)
+
+    def restore_backup(self, backup: str, target: Path) -> Measurement:
+        chain = [self.repository / f"{number:04}" for number in range(1, int(backup) + 1)]
+        program = self.server.binaries.path("pg_combinebackup")
+        return self.measure([program, "--sync-method=syncfs", f"--output={target}", *chain])
+
+    def backup_bytes(self) -> int:
+        return tree_bytes(self.repository, "pg_wal")
+
+    def _backup(self, *options: str) -> Measurement:
+        measurement = self.measure(
+            [
+                self.server.binaries.path("pg_basebackup"),
+                f"--dbname={self.server.dsn()}",
+                f"--pgdata={self.repository / f'{self.count + 1:04}'}",
+                "--format=plain",
+                "--wal-method=stream",
+                "--checkpoint=fast",
+                "--sync-method=syncfs",
+                *options,
+            ]
+        )
+        self.count += 1
+        return measurement

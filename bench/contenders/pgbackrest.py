@@ -1,23 +1,26 @@
-"""pgBackRest: the one on PATH, or the program that PGKEEP_BENCH_PGBACKREST names."""
+"""pgBackRest: the one on PATH, and a newer one that PGKEEP_BENCH_PGBACKREST names."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
-import psycopg
-
-from bench.contenders.base import Contender
+from bench.contenders.archiving import set_archive_command
+from bench.contenders.base import IncrementalContender, tree_bytes
 from bench.machine import CORES
 from bench.measure import Measurement
+from pgkeep.errors import PgkeepError
 
-PROGRAM = os.environ.get("PGKEEP_BENCH_PGBACKREST", "pgbackrest")
+PROGRAM = "pgbackrest"
+NEWER_VARIABLE = "PGKEEP_BENCH_PGBACKREST"
 FIRST_WITH_BUNDLES = (2, 39)
+FIRST_WITH_BLOCKS = (2, 46)
 
 CONFIGURATION = """
 [global]
 repo1-path={directory}/repo
-{bundle}
+{options}
 process-max={processes}
 compress-type=zst
 compress-level=1
@@ -36,8 +39,13 @@ pg1-user=postgres
 """
 
 
-class PgBackRest(Contender):
+class PgBackRest(IncrementalContender):
     name = "pgBackRest"
+    can_restore_delta = True
+
+    @property
+    def program(self) -> str:
+        return PROGRAM
 
     @property
     def repository(self) -> Path:
@@ -48,8 +56,8 @@ class PgBackRest(Contender):
         return self.directory / "pgbackrest.conf"
 
     def facts(self) -> str:
-        bundle = ", repo-bundle=y" if self._bundles else ""
-        return f"{self._version}, process-max={CORES}, compress-type=zst, compress-level=1{bundle}, not encrypted"
+        options = "".join(f", {option}" for option in self._options)
+        return f"{self._version}, process-max={CORES}, compress-type=zst, compress-level=1{options}, not encrypted"
 
     def prepare(self) -> None:
         for path in (self.directory, self.repository, self.directory / "lock", self.directory / "spool"):
@@ -57,7 +65,7 @@ class PgBackRest(Contender):
         self._configuration.write_text(
             CONFIGURATION.format(
                 directory=self.directory,
-                bundle="repo1-bundle=y" if self._bundles else "",
+                options="\n".join(f"repo1-{option.removeprefix('repo-')}" for option in self._options),
                 processes=CORES,
                 data=self.server.data_directory,
                 sockets=self.server.socket_directory,
@@ -65,38 +73,69 @@ class PgBackRest(Contender):
             )
         )
         self.run(*self._command, "stanza-create")
-        self._set_archive_command(f"{' '.join(self._command)} archive-push %p")
+        self._archive()
         self.run(*self._command, "check")
 
     def backup(self) -> Measurement:
+        self._archive()
         return self.measure([*self._command, "--type=full", "backup"])
+
+    def backup_changes(self) -> Measurement:
+        self._archive()
+        return self.measure([*self._command, "--type=incr", "backup"])
+
+    def newest(self) -> str:
+        stanzas = json.loads(self.run(*self._command, "--output=json", "info"))
+        return str(stanzas[0]["backup"][-1]["label"])
 
     def restore(self, target: Path) -> Measurement:
         self.make_directory(target)
-        return self.measure([*self._command, f"--pg1-path={target}", "--archive-mode=off", "restore"])
+        return self._restore(target)
+
+    def restore_backup(self, backup: str, target: Path) -> Measurement:
+        self.make_directory(target)
+        return self._restore(target, f"--set={backup}", "--type=immediate")
+
+    def restore_delta(self, backup: str, target: Path) -> Measurement:
+        return self._restore(target, f"--set={backup}", "--type=immediate", "--delta")
+
+    def backup_bytes(self) -> int:
+        return tree_bytes(self.repository, "archive")
+
+    def between(self) -> None:
+        set_archive_command(self.server.dsn(), None)
 
     def clean(self) -> None:
-        self._set_archive_command(None)
+        self.between()
         super().clean()
+
+    def _restore(self, target: Path, *options: str) -> Measurement:
+        return self.measure([*self._command, f"--pg1-path={target}", "--archive-mode=off", *options, "restore"])
+
+    def _archive(self) -> None:
+        set_archive_command(self.server.dsn(), f"{' '.join(self._command)} archive-push %p")
 
     @property
     def _command(self) -> list[str]:
-        return [PROGRAM, f"--config={self._configuration}", "--stanza=bench"]
+        return [self.program, f"--config={self._configuration}", "--stanza=bench"]
 
     @property
     def _version(self) -> str:
-        return self.run(PROGRAM, "version").split()[-1]
+        return self.run(self.program, "version").split()[-1]
 
     @property
-    def _bundles(self) -> bool:
-        return tuple(int(part) for part in self._version.split(".")[:2]) >= FIRST_WITH_BUNDLES
+    def _options(self) -> list[str]:
+        version = tuple(int(part) for part in self._version.split(".")[:2])
+        bundle = ["repo-bundle=y"] if version >= FIRST_WITH_BUNDLES else []
+        return bundle + (["repo-block=y"] if version >= FIRST_WITH_BLOCKS else [])
 
-    def _set_archive_command(self, command: str | None) -> None:
-        with psycopg.connect(self.server.dsn(), autocommit=True) as connection:
-            if command is None:
-                connection.execute("ALTER SYSTEM RESET archive_command")
-            else:
-                connection.execute(
-                    psycopg.sql.SQL("ALTER SYSTEM SET archive_command = {}").format(psycopg.sql.Literal(command))
-                )
-            connection.execute("SELECT pg_reload_conf()")
+
+class PgBackRestNewer(PgBackRest):
+    name = "pgBackRest newer"
+
+    @property
+    def program(self) -> str:
+        try:
+            return os.environ[NEWER_VARIABLE]
+        except KeyError:
+            raise PgkeepError(f"{NEWER_VARIABLE} names no program") from None

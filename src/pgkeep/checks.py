@@ -235,6 +235,29 @@ def _fsync(facts: ServerFacts) -> Finding:
     )
 
 
+def _incrementals(facts: ServerFacts) -> Finding:
+    name = "incremental backups"
+    if facts.major_version < 17:
+        return Finding(
+            name,
+            "ok",
+            f"PostgreSQL {facts.major_version} does not tell what changed: a backup over the network reads everything,"
+            " and stores what changed",
+        )
+    if not facts.summarize_wal:
+        return Finding(
+            name,
+            "warning",
+            "summarize_wal is off: a backup over the network reads everything, and stores what changed",
+            "ALTER SYSTEM SET summarize_wal = on; SELECT pg_reload_conf();",
+        )
+    if facts.server_encoding is None:
+        return Finding(
+            name, "warning", "they take an SQL session, and there is none: a backup over the network reads everything"
+        )
+    return Finding(name, "ok", "summarize_wal is on: only what changed is read")
+
+
 def _data_checksums(facts: ServerFacts) -> Finding:
     if facts.data_checksums:
         return Finding("data checksums", "ok", "on")
@@ -268,6 +291,7 @@ _FACT_CHECKS: tuple[Callable[[ServerFacts], Finding], ...] = (
     _wal_senders,
     _full_page_writes,
     _fsync,
+    _incrementals,
     _data_checksums,
     _config_files,
 )

@@ -147,7 +147,9 @@ def wire(service: ThrowawayServer) -> Iterator[Wire]:
 
 
 def _request(wire: Wire) -> BackupRequest:
-    return BackupRequest(cluster="test", dsn=f"host=127.0.0.1 port={wire.port} user=postgres dbname=postgres")
+    return BackupRequest(
+        cluster="test", mode="stream", dsn=f"host=127.0.0.1 port={wire.port} user=postgres dbname=postgres"
+    )
 
 
 # connections: 0 asks who the server is, 1 streams WAL, 2 is the receiver's

@@ -165,7 +165,7 @@ def test_a_stopped_backup_says_so_and_keeps_what_it_stored(
     program: Program, service: ThrowawayServer, number: signal.Signals, code: int
 ) -> None:
     """Ctrl-C and kill: one line, its exit code, no lease left, the server clean, the next run stores little."""
-    process = program.start("backup", "--rate", "5MB")
+    process = program.start("backup", "--mode", "stream", "--rate", "5MB")
     deadline = time.monotonic() + 30
     while sql(service.dsn(), "SELECT coalesce(max(backup_streamed), 0) < 8000000 FROM pg_stat_progress_basebackup")[0][
         0

@@ -129,7 +129,7 @@ def test_pages_that_are_damaged_on_the_server_are_in_the_answer_and_the_exit_cod
             file.write(b"\xde\xad\xbe\xef")
     service.start(TEST_SETTINGS)
     try:
-        answer = program("backup", code=8)
+        answer = program("backup", "--mode", "stream", code=8)
 
         damaged = [{"path": path, "block": 2}, {"path": path, "block": 7}]
         assert answer["backups"][0]["damaged_pages"] == damaged

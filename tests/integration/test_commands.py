@@ -281,7 +281,7 @@ def test_wrong_keys_and_names_are_clear_errors(ready: Commands, work_dir: Path) 
 def test_two_backups_at_once_are_one_too_many(ready: Commands, service: ThrowawayServer) -> None:
     """The second says who holds the first, and leaves it alone."""
     first = subprocess.Popen(
-        [sys.executable, "-m", "pgkeep", "--config", ready.config, "backup", "--rate", "8MB"],
+        [sys.executable, "-m", "pgkeep", "--config", ready.config, "backup", "--mode", "stream", "--rate", "8MB"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from pgkeep.postgres.binaries import ServerBinaries
     from pgkeep.repository.manifests import Manifest
 
-__all__ = ["KEY", "SMALL", "backup", "new_repository", "restore", "running_copy", "server_place"]
+__all__ = [
+    "KEY",
+    "SMALL",
+    "backup",
+    "new_repository",
+    "restore",
+    "running_copy",
+    "server_place",
+    "wait_until_recovered",
+]
 
 KEY = KeyFile(bytes(range(32)))
 SMALL = Parameters(cell_size=256 << 10, pack_size=2 << 20)
@@ -33,9 +42,10 @@ def new_repository(place: Path, parameters: Parameters | None = None, *, encrypt
     return Repository.create(open_store(str(place)), KEY if encrypted else None, parameters)
 
 
-def backup(dsn: str, repository: Repository, *, rate: int | None = None) -> Manifest:
-    """A backup of the server behind the DSN."""
-    return run_backup(BackupRequest(cluster="test", dsn=dsn, rate=rate), repository)
+def backup(dsn: str, repository: Repository, **options: object) -> Manifest:
+    """A backup of the server behind the DSN, over the wire where ``options`` do not say otherwise."""
+    request = BackupRequest(**{"cluster": "test", "dsn": dsn, "mode": "stream", **options})  # type: ignore[arg-type]
+    return run_backup(request, repository)
 
 
 def restore(repository: Repository, target: Path, **options: object) -> RestoreOutcome:
@@ -52,13 +62,18 @@ def running_copy(target: Path, binaries: ServerBinaries) -> Iterator[Server]:
     server = Server(target, binaries)
     try:
         server.start({"fsync": False})
-        deadline = time.monotonic() + 60
-        while sql(server.dsn(), "SELECT pg_is_in_recovery()") == [(True,)]:
-            assert time.monotonic() < deadline, server.log_tail()
-            time.sleep(0.02)
+        wait_until_recovered(server)
         yield server
     finally:
         server.stop()
+
+
+def wait_until_recovered(server: Server) -> None:
+    """Wait until a server accepts writes."""
+    deadline = time.monotonic() + 60
+    while sql(server.dsn(), "SELECT pg_is_in_recovery()") == [(True,)]:
+        assert time.monotonic() < deadline, server.log_tail()
+        time.sleep(0.02)
 
 
 def server_place(directory: Path) -> Path:

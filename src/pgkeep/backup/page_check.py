@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
+
+from pgkeep.backup.overlay import Pages, runs
 from pgkeep.postgres.layout import is_checksummed, parse_relation_path
 from pgkeep.postgres.pages import PAGE_SIZE, verify_pages
 from pgkeep.repository.manifests import DamagedPage
@@ -37,6 +40,12 @@ class PageCheckLog:
             with self._lock:
                 room = max(_LIMIT - len(self._damaged), 0)
                 self._damaged += [DamagedPage(path, int(block)) for block in failures[:room]]
+
+    def pages(self, path: bytes, pages: Pages, data: bytes) -> None:
+        """Check pages of a file by number, ascending: run by run."""
+        for start, end in zip(*(edges.tolist() for edges in runs(pages)), strict=True):
+            first = int(np.searchsorted(pages, start))
+            self(path, start, data[first * PAGE_SIZE : (first + end - start) * PAGE_SIZE])
 
     def damaged(self) -> list[DamagedPage]:
         """The damaged pages, by path and block."""

@@ -13,7 +13,6 @@ import msgspec
 
 from pgkeep.errors import DamageError
 from pgkeep.postgres.backup_manifest import crc32c_of
-from pgkeep.repository.maps import FileEntry
 
 __all__ = ["ServerManifestCheck"]
 
@@ -31,9 +30,12 @@ _decoder = msgspec.json.Decoder(_Line)
 
 
 class ServerManifestCheck:
-    """Fed with the manifest's bytes, compares each file's size and CRC-32C with what ``lookup`` knows of it."""
+    """Fed with the manifest's bytes, compares each file with the size and CRC-32C that ``lookup`` knows of its path.
 
-    def __init__(self, lookup: Callable[[bytes], FileEntry | None]) -> None:
+    A path is that under which the file was sent: in an incremental backup, often one that begins with ``INCREMENTAL.``.
+    """
+
+    def __init__(self, lookup: Callable[[bytes], tuple[int, int | None] | None]) -> None:
         self._lookup = lookup
         self._rest = b""
         self._digest = hashlib.sha256()
@@ -68,9 +70,9 @@ class ServerManifestCheck:
         file = _decoder.decode(line.rstrip(b","))
         path = bytes.fromhex(file.encoded_path or "") if file.path is None else file.path.encode()
         self._files += 1
-        entry = self._lookup(path)
+        size, crc32c = self._lookup(path) or (None, None)
         crc = None if file.checksum is None else crc32c_of(file.checksum)
-        if entry is None or entry.size != file.size or crc not in {None, entry.crc32c}:
+        if size != file.size or crc not in {None, crc32c}:
             raise DamageError(
                 f"{path.decode('utf-8', 'replace')} did not arrive as the server sent it",
                 hint="the network or this machine's memory changed bytes; run the backup again",

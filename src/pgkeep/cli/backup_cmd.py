@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING, Literal
+
 import click
 
 from pgkeep.cli.options import Context, cluster_option, common_options, examples
 from pgkeep.units import parse_size
+
+if TYPE_CHECKING:
+    from pgkeep.repository.manifests import Manifest
 
 __all__ = ["command"]
 
@@ -26,13 +32,26 @@ class SizeType(click.ParamType[int]):
 @click.command(
     "backup",
     short_help="Take a backup of a running cluster.",
-    epilog=examples("pgkeep backup", "pgkeep backup --label before-migration", "pgkeep backup --rate 50MB --jobs 1"),
+    epilog=examples(
+        "pgkeep backup",
+        "pgkeep backup --full --label before-migration",
+        "pgkeep backup --mode local --jobs 4 --nice 10",
+        "pgkeep backup --rate 50MB --jobs 1",
+    ),
 )
 @common_options
 @cluster_option
 @click.option("--label", help="A word to find the backup by. Default: the configuration's, or pgkeep.")
+@click.option("--full", is_flag=True, help="Read everything, and rest on no earlier backup.")
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "stream", "local"]),
+    help="Where pages come from: the replication protocol, the data directory on this machine, or what is best."
+    " Default: the configuration's, or auto.",
+)
 @click.option("--jobs", type=click.IntRange(1, 256), help="Worker threads. Default: one for each processor.")
 @click.option("--rate", type=SizeType(), help="At most this much a second, to spare the server: 50MB.")
+@click.option("--nice", type=click.IntRange(0, 19), help="Give way to other programs, as nice(1) does: 0 to 19.")
 @click.option(
     "--checkpoint",
     type=click.Choice(["fast", "spread"]),
@@ -41,19 +60,29 @@ class SizeType(click.ParamType[int]):
     help="Begin at once with a checkpoint, or wait for a gentle one.",
 )
 def command(
-    context: Context, cluster: str | None, label: str | None, jobs: int | None, rate: int | None, checkpoint: str
+    context: Context,
+    cluster: str | None,
+    label: str | None,
+    full: bool,
+    mode: Literal["auto", "stream", "local"] | None,
+    jobs: int | None,
+    rate: int | None,
+    nice: int | None,
+    checkpoint: str,
 ) -> None:
-    """Take a full backup over the replication protocol, complete with the WAL it needs.
+    """Take a backup, complete with the WAL it needs.
 
+    Every backup is a full one: any of them can be restored, or deleted, alone. Where it is known what changed since the
+    last one, only that is read, and in any case only what changed is stored.
     Safe to interrupt: nothing that is stored already is stored again by the next run.
     """
     from pgkeep.backup import BackupRequest, run_backup
     from pgkeep.cli.backup_documents import backup_document, backup_fields
-    from pgkeep.errors import DamageError
     from pgkeep.opening import open_repository
 
     config = context.config()
     settings = config.cluster(cluster)
+    directory = settings.server.data_directory
     request = BackupRequest(
         cluster=settings.name,
         dsn=settings.dsn,
@@ -61,7 +90,14 @@ def command(
         jobs=jobs or settings.backup.jobs,
         rate=rate or settings.backup.rate,
         fast_checkpoint=checkpoint == "fast",
+        full=full,
+        mode=mode or settings.backup.mode,
+        data_directory=None if directory is None else str(directory),
+        deep_check=settings.backup.deep_check,
     )
+    if nice is not None:
+        # threads and the receiving process inherit it
+        os.nice(nice)
     manifests = []
     for repository_settings in config.repositories_of(settings):
         repository = open_repository(repository_settings)
@@ -73,11 +109,26 @@ def command(
     context.output.document(
         {"backups": [{"repository": name, **backup_document(manifest)} for name, manifest in manifests]}
     )
-    damaged = sum(len(manifest.damaged_pages) for _, manifest in manifests)
-    if damaged:
-        if context.json:
-            context.exit(DamageError.exit_code)
-        raise DamageError(
-            f"the backup is stored, but {damaged} pages have wrong checksums on the server",
-            hint=f"pgkeep show {manifests[0][1].id} lists them; look after the server's disk before anything else",
-        )
+    _report_damage(context, [manifest for _, manifest in manifests])
+
+
+def _report_damage(context: Context, manifests: list[Manifest]) -> None:
+    """End with a DamageError where a backup holds pages that are not as they should be; they are stored all the same."""
+    from pgkeep.errors import DamageError
+
+    found = [
+        (sum(len(manifest.damaged_pages) for manifest in manifests), "have wrong checksums on the server"),
+        (
+            sum(len(manifest.unexplained_pages) for manifest in manifests),
+            "changed on the server though no WAL tells of it",
+        ),
+    ]
+    described = [f"{count} pages {what}" for count, what in found if count]
+    if not described:
+        return
+    if context.json:
+        context.exit(DamageError.exit_code)
+    raise DamageError(
+        f"the backup is stored, but {', and '.join(described)}",
+        hint=f"pgkeep show {manifests[0].id} lists them; look after the server's disk before anything else",
+    )

@@ -9,7 +9,7 @@ from pgkeep.units import format_duration, format_rate, format_size, format_time
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from pgkeep.repository.manifests import Manifest
+    from pgkeep.repository.manifests import DamagedPage, Manifest
 
 __all__ = ["backup_document", "backup_fields", "format_lsn"]
 
@@ -27,6 +27,8 @@ def backup_document(manifest: Manifest, verified: datetime | None = None) -> dic
         "system_identifier": str(manifest.system_identifier),
         "label": manifest.label,
         "mode": manifest.mode,
+        "kind": manifest.kind,
+        "parent": manifest.parent or None,
         "state": "taken" if verified is None else "verified",
         "verified": verified,
         "server_version": manifest.server_version,
@@ -42,8 +44,11 @@ def backup_document(manifest: Manifest, verified: datetime | None = None) -> dic
         "logical_bytes": manifest.logical_size,
         "stored_bytes": manifest.stored_size,
         "new_bytes": manifest.new_size,
+        "read_bytes": manifest.read_size,
         "data_checksums": manifest.data_checksums,
-        "damaged_pages": [{"path": _text(page.path), "block": page.block} for page in manifest.damaged_pages],
+        "damaged_pages": _pages(manifest.damaged_pages),
+        "unexplained_pages": _pages(manifest.unexplained_pages),
+        "notes": manifest.notes,
         "tablespaces": [
             {
                 "oid": tablespace.oid,
@@ -64,14 +69,13 @@ def backup_fields(manifest: Manifest, verified: datetime | None = None) -> list[
         ("state", "taken, not verified yet" if verified is None else f"verified {format_time(verified)}"),
         ("label", manifest.label),
         ("server", _server(manifest)),
+        ("kind", _kind(manifest)),
         ("begun", format_time(manifest.started)),
-        (
-            "took",
-            f"{format_duration(seconds)} ({format_rate(manifest.logical_size / max(seconds, 0.001))})",
-        ),
+        ("took", f"{format_duration(seconds)} ({format_rate(manifest.logical_size / max(seconds, 0.001))})"),
         ("files", f"{manifest.files:,}"),
         ("logical size", format_size(manifest.logical_size)),
         ("stored size", f"{format_size(manifest.stored_size)} (what a restore reads)"),
+        ("read", f"{format_size(manifest.read_size)} (what came from the server)"),
         ("new", f"{format_size(manifest.new_size)} (what this backup added)"),
         ("timeline", str(manifest.timeline)),
         ("LSN", f"{format_lsn(manifest.start_lsn)} to {format_lsn(manifest.stop_lsn)}"),
@@ -79,15 +83,23 @@ def backup_fields(manifest: Manifest, verified: datetime | None = None) -> list[
         ("page checksums", "on" if manifest.data_checksums else "off"),
     ]
     fields += [(f"tablespace {tablespace.oid}", _text(tablespace.location)) for tablespace in manifest.tablespaces]
-    if manifest.damaged_pages:
-        first = manifest.damaged_pages[0]
-        fields.append(
-            (
-                "damaged pages",
-                f"{len(manifest.damaged_pages)}, the first: {_text(first.path)} block {first.block}",
-            )
-        )
+    for name, pages in (("damaged pages", manifest.damaged_pages), ("unexplained pages", manifest.unexplained_pages)):
+        if pages:
+            fields.append((name, f"{len(pages)}, the first: {_text(pages[0].path)} block {pages[0].block}"))
+    fields += [("note", note) for note in manifest.notes]
     return fields
+
+
+def _kind(manifest: Manifest) -> str:
+    way = {"stream": "over the replication protocol", "local": "from the data directory"}.get(
+        manifest.mode, manifest.mode
+    )
+    what = f"what changed since {manifest.parent}" if manifest.kind == "incremental" else "everything read"
+    return f"{manifest.kind}: {what}, {way}"
+
+
+def _pages(pages: list[DamagedPage]) -> list[dict[str, object]]:
+    return [{"path": _text(page.path), "block": page.block} for page in pages]
 
 
 def _text(path: bytes) -> str:

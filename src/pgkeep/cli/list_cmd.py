@@ -37,7 +37,8 @@ __all__ = ["command"]
 def command(context: Context, chosen: Chosen, window: bool, restore_points: bool) -> None:
     """List the backups of a cluster, oldest first.
 
-    LOGICAL is what the files hold, STORED what a restore reads, NEW what the backup added to the repository. With --window,
+    KIND says how a backup was read: full, or only what had changed; each is complete by itself. LOGICAL is what the files
+    hold, STORED what a restore reads, NEW what the backup added to the repository. With --window,
     each line is a stretch that can be reached, all of it, and the backup that a restore would start from.
     """
     if window or restore_points:
@@ -53,6 +54,7 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
         (
             manifest.id,
             manifest.cluster,
+            manifest.kind,
             "verified" if manifest.id in memory.backups else "taken",
             format_time(manifest.started),
             format_duration((manifest.finished - manifest.started).total_seconds()),
@@ -66,7 +68,7 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
         for manifest in manifests
     ]
     columns = (
-        "BACKUP", "CLUSTER", "STATE", "BEGUN", "TOOK", "LOGICAL", "STORED", "NEW", "TLI", "STOP LSN", "LABEL",
+        "BACKUP", "CLUSTER", "KIND", "STATE", "BEGUN", "TOOK", "LOGICAL", "STORED", "NEW", "TLI", "STOP LSN", "LABEL",
     )  # fmt: skip
     if rows:
         context.output.table(columns, rows, right=("TOOK", "LOGICAL", "STORED", "NEW", "TLI"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pgkeep.cli.backup_cmd import SizeType
 from pgkeep.cli.options import Context, common_options, examples
 from pgkeep.cli.repositories import Chosen, repository_options
 from pgkeep.cli.target_options import (
@@ -19,10 +20,11 @@ from pgkeep.cli.target_options import (
     target_options,
 )
 from pgkeep.errors import UsageError
-from pgkeep.units import format_duration
+from pgkeep.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from pgkeep.restore import RestoreOutcome, RestorePlan
+    from pgkeep.restore.delta import DeltaCounts
     from pgkeep.restore.recover import Recovered
 
 __all__ = ["command"]
@@ -35,6 +37,7 @@ __all__ = ["command"]
         "pgkeep restore --target-dir /var/lib/postgresql/restored --plan",
         'pgkeep restore --target-dir /srv/copy --to "2025-06-01 03:15:00+09" --start',
         "pgkeep restore 20261123T03 --target-dir /srv/copy --tablespace /fast/ts=/srv/copy-ts --set port=5433",
+        "pgkeep restore --target-dir /var/lib/postgresql/17/main --delta --plan",
         'pgkeep restore --in-place --to "5min ago" --carry token_blacklist --plan',
         "pgkeep restore --in-place --undo",
     ),
@@ -49,6 +52,9 @@ __all__ = ["command"]
 @click.option("--keep-archiving", is_flag=True, help="Leave the origin's archiving and standby settings on.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A server setting for the copy.")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Worker threads. Default: one for each processor.")
+@click.option("--delta", is_flag=True, help="Overwrite a stopped cluster in DIR, writing only what differs.")
+@click.option("--rate", type=SizeType(), help="At most this much a second, to spare others' disks: 50MB.")
+@click.option("--nice", type=click.IntRange(0, 19), help="How far to stand back from other processes.")
 @click.option("--start", is_flag=True, help="Start the server, follow its recovery, say what it reached.")
 @click.option("--carry", multiple=True, metavar="TABLE", help="With --in-place: bring the table's newer rows along.")
 @click.option(
@@ -69,6 +75,9 @@ def command(
     keep_archiving: bool,
     settings: tuple[str, ...],
     jobs: int | None,
+    delta: bool,
+    rate: int | None,
+    nice: int | None,
     start: bool,
     carry: tuple[str, ...],
     carry_until: str | None,
@@ -80,16 +89,23 @@ def command(
     """Restore a cluster: plan, write, make durable, and with --start or --in-place recover.
 
     BACKUP is an id, an unambiguous beginning of one, or latest; without it the best one for the target is taken, and without
-    a target everything that the WAL has comes back. What is in DIR already is moved aside, never overwritten. With --start
-    the server listens on a Unix socket only.
+    a target everything that the WAL has comes back. What is in DIR already is moved aside, and overwritten only with --delta. With
+    --start the server listens on a Unix socket only.
     """
     if in_place:
+        if delta:
+            raise UsageError(
+                "--in-place sets the old data aside to be able to put it back, and --delta overwrites it",
+                hint="to go without that safety, stop the server and use: pgkeep restore --delta --target-dir DIR",
+            )
         _refuse(
             "--in-place",
             {
                 "--target-dir": target_dir is not None,
                 "--start": start,
                 "--keep-archiving": keep_archiving,
+                "--rate": rate is not None,
+                "--nice": nice is not None,
                 "--standby": "--standby" in asked.options(),
                 "--action": "--action" in asked.options(),
             },
@@ -135,6 +151,9 @@ def command(
         keep_archiving=keep_archiving,
         settings=_pairs("--set", settings),
         jobs=jobs,
+        delta=delta,
+        rate=rate,
+        nice=nice,
         start=start,
         plan_only=plan_only,
     )
@@ -157,6 +176,9 @@ def _restore(
     keep_archiving: bool,
     settings: dict[str, str],
     jobs: int | None,
+    delta: bool,
+    rate: int | None,
+    nice: int | None,
     start: bool,
     plan_only: bool,
 ) -> None:
@@ -176,6 +198,9 @@ def _restore(
         settings=settings,
         start=start,
         jobs=jobs,
+        delta=delta,
+        rate=rate,
+        nice=nice,
         fetch_command=[sys.executable, "-P", "-m", "pgkeep", "wal", "fetch", *chosen.arguments()],
         fetch_files=chosen.files(),
     )
@@ -219,6 +244,8 @@ def _show_outcome(context: Context, outcome: RestoreOutcome) -> None:
         context.output.line(f"note: {note}", "yellow")
     context.output.line(f"backup {plan.manifest.id} is restored in {plan.target}", "green")
     context.output.fields([(phase, format_duration(seconds)) for phase, seconds in outcome.seconds.items()])
+    if outcome.delta is not None:
+        context.output.fields([(name, format_size(size)) for name, size in _delta_bytes(outcome.delta).items()])
     if recovery is None:
         context.output.line(f"next: pg_ctl -D {plan.target} start (PostgreSQL {plan.major})")
     else:
@@ -228,6 +255,12 @@ def _show_outcome(context: Context, outcome: RestoreOutcome) -> None:
             "plan": _plan_document(plan),
             "seconds": outcome.seconds,
             "notes": outcome.notes,
+            "delta": None
+            if outcome.delta is None
+            else {
+                **{f"{name}_bytes": size for name, size in _delta_bytes(outcome.delta).items()},
+                "removed_files": outcome.delta.removed_files,
+            },
             "recovery": None
             if recovery is None
             else {
@@ -242,6 +275,10 @@ def _show_outcome(context: Context, outcome: RestoreOutcome) -> None:
             },
         }
     )
+
+
+def _delta_bytes(counts: DeltaCounts) -> dict[str, int]:
+    return {name: getattr(counts, name) for name in ("compared", "kept", "fetched", "written", "removed")}
 
 
 def _show_recovered(context: Context, outcome: RestoreOutcome, recovery: Recovered) -> None:
@@ -274,5 +311,16 @@ def _plan_document(plan: RestorePlan) -> dict[str, object]:
             {"place": place, "free_bytes": free, "needed_bytes": needed} for place, (free, needed) in plan.room.items()
         ],
         "moved_aside": [{"old": old, "new": new} for old, new in plan.moved_aside],
+        "delta": None
+        if plan.delta is None
+        else {
+            "files": plan.delta.files,
+            "existing_bytes": plan.delta.size,
+            "half_restore": plan.delta.half,
+            "removed_files": plan.delta.extras.files,
+            "removed_bytes": plan.delta.extras.size,
+            "wal_moved_aside": plan.delta.wal,
+            "wal_aside": plan.delta.wal_aside,
+        },
         "notes": plan.notes,
     }

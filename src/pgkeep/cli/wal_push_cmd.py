@@ -55,8 +55,11 @@ def command(context: Context, cluster: str | None, path: Path | None, print_sett
     if path is None:
         raise UsageError("name the file to push", hint="pgkeep wal push pg_wal/<file>, in the data directory")
     state = push_state(settings.spool)
-    Pusher(settings_of_program(config, settings.name, state), state, data_directory_of(path)).push(path)
+    pusher = Pusher(settings_of_program(config, settings.name, state), state, data_directory_of(path))
+    pusher.push(path)
     context.output.line(f"{path.name} is stored", "green")
+    for warning in pusher.warnings:
+        click.echo(f"warning: {warning}", err=True)
     context.output.document({"name": path.name, "repositories": list(settings.repositories)})
 
 

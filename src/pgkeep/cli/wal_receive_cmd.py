@@ -124,6 +124,9 @@ def _base_backups(config: Config, cluster: Cluster) -> Callable[[str], None]:
             label="after a gap in the WAL",
             jobs=cluster.backup.jobs,
             rate=cluster.backup.rate,
+            mode=cluster.backup.mode,
+            data_directory=None if cluster.server.data_directory is None else str(cluster.server.data_directory),
+            deep_check=cluster.backup.deep_check,
         )
         for repository in config.repositories_of(cluster):
             run_backup(request, open_repository(repository))

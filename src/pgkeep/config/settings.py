@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -138,6 +139,16 @@ def _parse_slot_cap(value: object) -> object:
     return None if value == "none" else _parse_size(value)
 
 
+def _parse_share(value: object) -> object:
+    """``"1/30"``, or a number."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(Fraction(value))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f'{value!r} is no share (write it like "1/30"; 0 for none)') from None
+
+
 def _parse_path(value: object, info: ValidationInfo) -> object:
     return _absolute(value, info) if isinstance(value, str) else value
 
@@ -193,9 +204,13 @@ class RepositorySettings(Settings):
 
 
 class BackupSettings(Settings):
-    """``backup = { … }`` of a cluster. ``rate`` is bytes a second; None means no limit, or our own choice."""
+    """``backup = { … }`` of a cluster. ``rate`` is bytes a second; None means no limit, or our own choice.
 
-    mode: Literal["auto", "stream"] = "auto"
+    ``deep_check`` is the share of files that an incremental reads whole.
+    """
+
+    mode: Literal["auto", "stream", "local"] = "auto"
+    deep_check: Annotated[float, Field(ge=0, le=1), BeforeValidator(_parse_share)] = 1 / 30
     label: str | None = None
     jobs: Annotated[int, Field(ge=1, le=256)] | None = None
     rate: Annotated[int, Field(ge=MIN_RATE, le=MAX_RATE), BeforeValidator(_parse_size)] | None = None

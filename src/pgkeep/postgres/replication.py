@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -77,12 +77,13 @@ class TablespaceInfo:
 
 @dataclass(frozen=True, slots=True)
 class BaseBackupOptions:
-    """What BASE_BACKUP is asked; ``max_rate`` in bytes a second."""
+    """What BASE_BACKUP is asked; ``max_rate`` in bytes a second, ``incremental`` after `upload_manifest` only."""
 
     label: str
     fast_checkpoint: bool = True
     verify_checksums: bool = True
     max_rate: int | None = None
+    incremental: bool = False
 
     def command(self) -> str:
         """The command's text."""
@@ -101,6 +102,8 @@ class BaseBackupOptions:
         if self.max_rate is not None:
             # kB a second, within the limits of basebackup.h
             options.append(f"MAX_RATE {min(max(self.max_rate >> 10, 32), 1 << 20)}")
+        if self.incremental:
+            options.append("INCREMENTAL true")
         return f"BASE_BACKUP ({', '.join(options)})"
 
 
@@ -241,6 +244,18 @@ class ReplicationConnection:
         )
         backup.messages = self._backup_messages(backup)
         return backup
+
+    def upload_manifest(self, pieces: Iterable[bytes]) -> None:
+        """Give the server the manifest that the next base backup is to rest on; 17 and later. Raises ServerError."""
+        self._send("UPLOAD_MANIFEST")
+        self._result(pq.ExecStatus.COPY_IN)
+        try:
+            for piece in pieces:
+                self.pgconn.put_copy_data(piece)
+            self.pgconn.put_copy_end()
+        except psycopg.Error:
+            raise self._broken() from None
+        self._finish()
 
     def start_replication(self, start: LSN, timeline: int, slot: str | None = None) -> None:
         """Begin to stream WAL; `wal` gives it."""

@@ -8,8 +8,8 @@ from pgkeep.errors import ServerError, ServerSettingError
 
 __all__ = [
     "ChecksumFailure",
+    "PrerequisiteMissing",
     "ReplicationFailure",
-    "SlotInvalidated",
     "SlotIsBusy",
     "SlotMissing",
     "WalRemoved",
@@ -27,9 +27,10 @@ class ChecksumFailure(ServerError):
 
 
 class ReplicationFailure(ServerError):
-    """The server answered a replication command with an error. ``sqlstate`` is PostgreSQL's code for it."""
+    """The server answered a replication command with an error: ``sqlstate`` is PostgreSQL's code for it, ``reason`` its own words."""
 
     sqlstate = ""
+    reason = ""
 
 
 class SlotIsBusy(ReplicationFailure):
@@ -40,8 +41,8 @@ class SlotMissing(ReplicationFailure):
     """There is no slot of this name (ERRCODE_UNDEFINED_OBJECT)."""
 
 
-class SlotInvalidated(ReplicationFailure):
-    """The server has given the slot up (ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, from version 18 on)."""
+class PrerequisiteMissing(ReplicationFailure):
+    """ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE: a slot that was given up (from version 18 on), WAL summaries that are missing."""
 
 
 class WalRemoved(ReplicationFailure):
@@ -51,7 +52,7 @@ class WalRemoved(ReplicationFailure):
 _BY_STATE: dict[str, type[ReplicationFailure]] = {
     "55006": SlotIsBusy,
     "42704": SlotMissing,
-    "55000": SlotInvalidated,
+    "55000": PrerequisiteMissing,
     "58P01": WalRemoved,
 }
 
@@ -67,5 +68,5 @@ def server_error(result: pq.abc.PGresult) -> ServerError:
         return ServerSettingError(f"the server refuses: {message}", hint=hint or "ALTER ROLE … WITH REPLICATION;")
     kind = _BY_STATE.get(state, ReplicationFailure)
     error = kind(f"the server reports: {message} (SQLSTATE {state})", hint=hint)
-    error.sqlstate = state
+    error.sqlstate, error.reason = state, message
     return error

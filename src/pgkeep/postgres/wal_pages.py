@@ -117,10 +117,10 @@ class WalPages:
         """Whether the header of the page at this offset is here."""
         return offset // PAGE_SIZE < len(self._valid)
 
-    def magic(self) -> int:
-        """XLOG_PAGE_MAGIC of the first page that has one; 0 where none has."""
-        first = int(self._valid.argmax()) if self._valid.any() else None
-        return 0 if first is None else int(self.words[first * PAGE_SIZE >> 2]) & 0xFFFF
+    def magic(self, *, is_cut: bool = False) -> int:
+        """XLOG_PAGE_MAGIC of the first page that has one; 0 where none has. ``is_cut``: the first page's header is not all here."""
+        pages = np.flatnonzero(self._valid[int(is_cut) :])
+        return 0 if not len(pages) else int(self.words[(int(pages[0]) + is_cut) * PAGE_SIZE >> 2]) & 0xFFFF
 
     def record_starts(self, resume: int = 0, *, headless: bool = False) -> Offsets:
         """Where records start, in no order: all of them, or those from ``resume`` on, which must be one or a page's start.

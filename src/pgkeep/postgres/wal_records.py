@@ -112,6 +112,7 @@ class WalRecordParser:
         self._resume = 0
         self._head: int | None = None
         self._headless = False
+        self._is_cut = False
         self._open: _OpenRecord | None = None
         self._unfinished: int | None = None
 
@@ -140,7 +141,7 @@ class WalRecordParser:
         if self._carry:
             data = self._carry + bytes(data)
         pages = WalPages(data, self._start, self._segment_size)
-        self._magic = pages.magic() or self._magic
+        self._magic = pages.magic(is_cut=self._is_cut) or self._magic
         if self._head is not None:
             place, head, decided = _find_head(pages, self._head)
             self._head = None if decided else place
@@ -166,6 +167,7 @@ class WalRecordParser:
         self._carry = bytes(within)
         self._head = max(align(within), page_header_size(self._start, self._segment_size)) if within else None
         self._headless = False
+        self._is_cut = within > 0
         self._resume = self._start
         self._open = None
         self._unfinished = None
@@ -291,6 +293,7 @@ class WalRecordParser:
             self._resume = self._start + (align(end) if end <= pages.size else last)
         self._start += whole
         self._headless &= not whole
+        self._is_cut &= not whole
         self._resume = max(self._resume, self._start)
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import pickle
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 
 import msgspec
 
 from pgkeep.errors import PgkeepError, ServerError
+from pgkeep.postgres.incremental_file import real_path
+from pgkeep.postgres.layout import parse_relation_path
 from pgkeep.postgres.replication import BaseBackupOptions, MessageKind, ReplicationConnection
 from pgkeep.postgres.tar import MemberType, TarMember, TarReader
+from pgkeep.receiver.changed import ChangedMember
 from pgkeep.receiver.frames import (
     LONGEST_FRAME,
-    SLOT,
+    UPLOAD_END,
     Cell,
     DirectoryAt,
     Failed,
@@ -29,33 +32,11 @@ from pgkeep.receiver.frames import (
     Started,
     encode_frame,
 )
+from pgkeep.receiver.slots import Slots
 
 __all__: list[str] = []
 
 _PR_SET_PDEATHSIG = 1
-
-
-class _Slots:
-    """The child's side of the shared memory: hands out free slots, waits for one to come back."""
-
-    def __init__(self, memory: int, channel: socket.socket, order: ReceiverOrder) -> None:
-        self._view = memoryview(mmap.mmap(memory, order.slots * order.cell_size))
-        self._cell_size = order.cell_size
-        self._channel = channel
-        self._free = list(range(order.slots))
-
-    def take(self) -> int:
-        """A free slot. Ends the process where the parent is gone."""
-        if not self._free:
-            message = self._channel.recv(SLOT.size)
-            if not message:
-                sys.exit(1)
-            self._free.append(SLOT.unpack(message)[0])
-        return self._free.pop()
-
-    def room(self, slot: int) -> memoryview:
-        """The memory of a slot."""
-        return self._view[slot * self._cell_size : (slot + 1) * self._cell_size]
 
 
 class _ArchiveReader:
@@ -68,6 +49,7 @@ class _ArchiveReader:
         self._facts: FileFacts | None = None
         self._is_file = False
         self._inline: bytearray | None = None
+        self._changed: ChangedMember | None = None
         self._slot = -1
         self._filled = 0
         self._room = memoryview(b"")
@@ -78,6 +60,9 @@ class _ArchiveReader:
                 self._take(event)
             elif isinstance(event, TarMember):
                 self._begin(event)
+            elif self._changed is not None:
+                self._changed.end()
+                self._changed = None
             elif self._is_file:
                 self._send(last=True)
                 self._is_file = False
@@ -91,6 +76,11 @@ class _ArchiveReader:
         if member.type is MemberType.DIRECTORY:
             self._child.send(DirectoryAt(path, member.mode))
         elif member.type is MemberType.FILE:
+            real = real_path(path) if self._child.incremental else None
+            if real is not None and parse_relation_path(real) is not None:
+                facts = FileFacts(real, member.size, member.mode, member.mtime)
+                self._changed = ChangedMember(facts, self._child.slots, self._child.send, self._child.page_size)
+                return
             self._is_file = True
             self._facts = FileFacts(path, member.size, member.mode, member.mtime)
             self._inline = bytearray() if member.size <= self._child.inline_size else None
@@ -99,6 +89,9 @@ class _ArchiveReader:
             raise ServerError(f"the server sent a link where none can be: {path.decode('utf-8', 'replace')}")
 
     def _take(self, piece: memoryview) -> None:
+        if self._changed is not None:
+            self._changed.take(piece)
+            return
         if self._inline is not None:
             self._inline += piece
             return
@@ -134,7 +127,9 @@ class _Child:
         order = msgspec.msgpack.decode(data, type=ReceiverOrder)
         self._order = order
         self.inline_size = order.inline_size
-        self.slots = _Slots(memory, channel, order)
+        self.incremental = order.incremental
+        self.page_size = order.page_size
+        self.slots = Slots(memory, channel, cell_size=order.cell_size, slots=order.slots)
 
     def send(self, frame: Frame) -> None:
         self._channel.send(encode_frame(frame))
@@ -155,24 +150,29 @@ class _Child:
             raise ServerError(
                 "the DSN leads to two different clusters", hint="name one server in it, or standbys of one cluster"
             )
+        if order.incremental:
+            connection.upload_manifest(self._manifest_to_upload())
         backup = connection.base_backup(
             BaseBackupOptions(
                 label=order.label,
                 fast_checkpoint=order.fast_checkpoint,
                 verify_checksums=order.verify_checksums,
                 max_rate=order.max_rate,
+                incremental=order.incremental,
             )
         )
         tablespaces = [(tablespace.oid, tablespace.location, tablespace.size) for tablespace in backup.tablespaces]
         self.send(Started(int(backup.start_lsn), backup.start_timeline, tablespaces))
         archive: _ArchiveReader | None = None
         is_manifest = False
+        received = 0
         for message in backup.messages:
             kind, body = message[0], message[1:]
             if kind == MessageKind.DATA:
                 if is_manifest:
                     self.send(ManifestPart(bytes(body)))
                 elif archive is not None:
+                    received += len(body)
                     archive.feed(body)
             elif kind in {MessageKind.ARCHIVE, MessageKind.MANIFEST}:
                 if archive is not None:
@@ -182,7 +182,14 @@ class _Child:
                 archive = _ArchiveReader(b"" if oid == b"base" else b"pg_tblspc/" + oid + b"/", self)
             elif kind != MessageKind.PROGRESS:
                 raise ServerError(f"the server sent an unknown message ({chr(kind)!r}) in a base backup")
-        self.send(Finished(int(backup.stop_lsn)))
+        self.send(Finished(int(backup.stop_lsn), received))
+
+    def _manifest_to_upload(self) -> Iterator[bytes]:
+        """What the parent sends after the order. Ends the process where the parent is gone."""
+        while (part := self._channel.recv(LONGEST_FRAME)) != UPLOAD_END:
+            if not part:
+                sys.exit(1)
+            yield part
 
 
 def _main() -> None:
@@ -195,6 +202,8 @@ def _main() -> None:
         _Child(memory, channel).run()
     except (BrokenPipeError, ConnectionResetError):
         sys.exit(1)
+    # the parent ends us after an error, and we end by ourselves already
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,14 @@ import struct
 import msgspec
 
 __all__ = [
+    "BLOCKS_SIZE",
     "LONGEST_FRAME",
     "SLOT",
+    "UPLOAD_END",
     "Cell",
+    "ChangedBlocks",
+    "ChangedFile",
+    "ChangedPages",
     "DirectoryAt",
     "Failed",
     "FileFacts",
@@ -27,6 +32,12 @@ __all__ = [
 LONGEST_FRAME = 1 << 16
 """Bytes; the largest is a part of the manifest, a message of the server: 32 KiB."""
 
+BLOCKS_SIZE = 32 << 10
+"""Bytes of block numbers in a frame, at most."""
+
+UPLOAD_END = b"\0"
+"""What follows the last part of a manifest that the child is to upload; no part is like it."""
+
 SLOT = struct.Struct("<I")
 """What goes the other way: the number of a slot that is free again."""
 
@@ -43,7 +54,8 @@ class FileFacts(msgspec.Struct, frozen=True, array_like=True):
 class ReceiverOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What the receiver is to do; the first thing it is told. ``max_rate`` in bytes a second.
 
-    Files up to ``inline_size`` bytes come in their frame, larger ones in cells of ``cell_size`` bytes.
+    Files up to ``inline_size`` bytes come in their frame, larger ones in cells of ``cell_size`` bytes. With ``incremental``,
+    the manifest to upload follows in messages of its own, and `UPLOAD_END`.
     """
 
     dsn: str
@@ -55,6 +67,8 @@ class ReceiverOrder(msgspec.Struct, frozen=True, kw_only=True):
     cell_size: int
     inline_size: int
     slots: int
+    page_size: int
+    incremental: bool
 
 
 class Started(msgspec.Struct, frozen=True, tag=1, array_like=True):
@@ -98,9 +112,10 @@ class Notice(msgspec.Struct, frozen=True, tag=5, array_like=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=6, array_like=True):
-    """The backup is good."""
+    """The backup is good; ``received`` bytes of archives came."""
 
     stop_lsn: int
+    received: int
 
 
 class Failed(msgspec.Struct, frozen=True, tag=7, array_like=True):
@@ -109,7 +124,45 @@ class Failed(msgspec.Struct, frozen=True, tag=7, array_like=True):
     error: bytes
 
 
-Frame = Started | DirectoryAt | Cell | ManifestPart | Notice | Finished | Failed
+class ChangedFile(msgspec.Struct, frozen=True, tag=8, array_like=True):
+    """A file of which only changed pages come: ``count`` of them, whose numbers and bytes follow in frames of their own.
+
+    The file is at least ``truncation_blocks`` long. ``file.size`` is what the server sent for it; ``header_size`` bytes of that,
+    with this CRC-32C, stand before the pages.
+    """
+
+    file: FileFacts
+    truncation_blocks: int
+    header_size: int
+    header_crc32c: int
+    count: int
+
+
+class ChangedBlocks(msgspec.Struct, frozen=True, tag=9, array_like=True):
+    """Numbers of changed pages, little-endian u32 each; more frames follow up to the file's count."""
+
+    numbers: bytes
+
+
+class ChangedPages(msgspec.Struct, frozen=True, tag=10, array_like=True):
+    """The next ``count`` changed pages, in a slot."""
+
+    slot: int
+    count: int
+
+
+Frame = (
+    Started
+    | DirectoryAt
+    | Cell
+    | ManifestPart
+    | Notice
+    | Finished
+    | Failed
+    | ChangedFile
+    | ChangedBlocks
+    | ChangedPages
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Frame)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
 from pgkeep.errors import PgkeepError, ServerError
-from pgkeep.receiver.frames import LONGEST_FRAME, SLOT, Failed, Finished, Frame, ReceiverOrder, decode_frame
+from pgkeep.receiver.frames import LONGEST_FRAME, SLOT, UPLOAD_END, Failed, Finished, Frame, ReceiverOrder, decode_frame
 
 __all__ = ["Receiver"]
 
@@ -42,9 +43,17 @@ class Receiver:
             )
         return self
 
-    def begin(self, order: ReceiverOrder) -> None:
-        """Start the backup."""
+    def begin(self, order: ReceiverOrder, manifest: Iterable[bytes] = ()) -> None:
+        """Start the backup; ``manifest`` is what an incremental one uploads first, in pieces of some 32 KiB."""
         self._socket.send(msgspec.msgpack.encode(order))
+        if not order.incremental:
+            return
+        # where the child fails meanwhile, `frames` tells why
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for piece in manifest:
+                for start in range(0, len(piece), LONGEST_FRAME):
+                    self._socket.send(piece[start : start + LONGEST_FRAME])
+            self._socket.send(UPLOAD_END)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -18,6 +18,7 @@ from pgkeep.repository.codec import Codec, compress
 from pgkeep.repository.crypto import KeyRing
 from pgkeep.repository.index import Index, Location, write_index
 from pgkeep.repository.packs import MAX_CONTENT_SIZE, PackBuilder, PackEntry, PackKind, PackReader, read_pack_table
+from pgkeep.repository.parameters import Parameters
 from pgkeep.repository.store import ObjectMissing, Store
 
 __all__ = [
@@ -42,16 +43,6 @@ _TABLES_AT_ONCE = 1000
 _GAP = 64 << 10
 _SPAN = 4 << 20
 """A read passes over gaps up to `_GAP` and fetches up to `_SPAN` bytes at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What a repository was created with; sizes in bytes."""
-
-    page_size: int = 8192
-    cell_size: int = 1 << 20
-    pack_size: int = 32 << 20
-    compression_level: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +120,10 @@ class ContentWriter:
         if full is not None:
             self._send(full)
         return StoredContent(content_id, entry.stored_size, new=True)
+
+    def content_id(self, plain: bytes | bytearray | memoryview) -> bytes:
+        """The id that a content has, stored or not."""
+        return self._keys.content_id(plain)
 
     def flush(self) -> None:
         """Return when every content given so far is durable and in the index. No `put` may run meanwhile."""

@@ -42,7 +42,7 @@ class WalRange(msgspec.Struct, frozen=True):
 
 
 class DamagedPage(msgspec.Struct, frozen=True):
-    """A page whose checksum was wrong on the server when it was read."""
+    """A page that was not as it should be on the server when it was read; ``block`` counts from the relation's begin."""
 
     path: bytes
     block: int
@@ -54,6 +54,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ``logical_size`` is what the files hold, ``stored_size`` what a restore reads of them, ``new_size`` what this backup
     added to the repository. ``page_size`` is the unit of the page maps; ``block_size`` the server's, and ``segment_blocks``
     of them make a full relation segment.
+
+    ``kind`` is ``"full"`` where everything was read, ``"incremental"`` where only what changed since ``parent`` (a backup's
+    id, empty for none) was; ``read_size`` is what came from the server, and ``number`` grows by one from parent to child.
+    ``notes`` say why everything was read, and what else the operator should know. ``unexplained_pages`` differ from the
+    parent's though no WAL has changed them. Nothing needs the parent to read the backup: it is complete by itself.
     """
 
     id: str
@@ -82,6 +87,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     new_size: int
     files: int
     damaged_pages: list[DamagedPage] = []
+    unexplained_pages: list[DamagedPage] = []
+    kind: str = "full"
+    parent: str = ""
+    number: int = 0
+    read_size: int = 0
+    notes: list[str] = []
     writer: str = ""
 
 

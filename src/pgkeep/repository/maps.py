@@ -20,6 +20,7 @@ import msgspec
 from pgkeep.errors import DamageError
 
 __all__ = [
+    "EXTENT_SIZE",
     "INLINE_BYTES",
     "INLINE_EXTENTS",
     "Directory",
@@ -40,6 +41,9 @@ INLINE_BYTES = 512
 INLINE_EXTENTS = 4
 """Maps up to this length stand in the entry; most relations of an idle cluster are a page or a few."""
 
+EXTENT_SIZE = _EXTENT.size
+"""Bytes of an extent in a page map."""
+
 _CUT = 256
 """Listings are cut at one name in so many."""
 
@@ -55,16 +59,21 @@ class Extent:
 
 
 class FileEntry(msgspec.Struct, array_like=True, frozen=True, omit_defaults=True):
-    """A file of a backup. Exactly one of ``inline``, ``extents`` (a page map) and ``map_id`` tells its bytes."""
+    """A file of a backup. Exactly one of ``inline``, ``extents`` (a page map) and ``map_id`` tells its bytes.
+
+    ``crc32c`` is None where only some of its pages were read, so that nobody has computed it of the whole.
+    ``stored_size`` is about what a restore reads of it from packs, in bytes.
+    """
 
     name: bytes
     size: int
     mode: int
     mtime: int
-    crc32c: int
+    crc32c: int | None
     inline: bytes | None = None
     extents: bytes | None = None
     map_id: bytes | None = None
+    stored_size: int = 0
 
 
 class Directory(msgspec.Struct, array_like=True, frozen=True):

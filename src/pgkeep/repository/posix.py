@@ -188,6 +188,10 @@ class PosixStore:
         is_ours = self._root in directory.parents
         if directory in self._known_directories or (not is_ours and directory.is_dir()):
             return
+        if is_ours and _has_entry(directory):
+            # who made that entry had made the way here durable before
+            self._known_directories.add(directory)
+            return
         self._make_directory(directory.parent)
         with contextlib.suppress(FileExistsError):
             directory.mkdir(mode=0o750)
@@ -214,6 +218,14 @@ class PosixStore:
             raise StoreError(
                 f"cannot {verb} {name} in {self.url}: {error.strerror}", hint=_hint(error, self._root)
             ) from error
+
+
+def _has_entry(directory: Path) -> bool:
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _sort_key(entry: os.DirEntry[str]) -> str:

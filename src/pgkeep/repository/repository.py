@@ -1,4 +1,7 @@
-"""A repository: a store, its parameters and its keys, opened."""
+"""A repository: a store, its parameters and its keys, opened.
+
+What backups and restores need is imported where it is used: `archive_command` opens a repository for every segment.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,23 @@ import hmac
 import json
 import secrets
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from pgkeep.errors import DamageError, KeyFailure, RepositoryError
-from pgkeep.repository.contents import ContentReader, ContentWriter, Parameters, adopt_orphans, read_tables
 from pgkeep.repository.crypto import KeyRing, Suite
-from pgkeep.repository.index import Index, IndexSegment, write_index
 from pgkeep.repository.keys import KeyFile, Secret, create_slot, held_generations, open_key_ring, ring_of
-from pgkeep.repository.keys.changes import KeySlots
-from pgkeep.repository.keys.generations import new_generation
-from pgkeep.repository.leases import Lease
-from pgkeep.repository.manifests import Catalog
+from pgkeep.repository.parameters import Parameters
 from pgkeep.repository.records import read_record, write_record
 from pgkeep.repository.store import Capabilities, ObjectMissing, Store
 from pgkeep.repository.wal_objects import WalArchive
 from pgkeep.units import utc_now
+
+if TYPE_CHECKING:
+    from pgkeep.repository.contents import ContentReader, ContentWriter
+    from pgkeep.repository.index import Index
+    from pgkeep.repository.keys.changes import KeySlots
+    from pgkeep.repository.leases import Lease
+    from pgkeep.repository.manifests import Catalog
 
 __all__ = ["FORMAT", "ROOT_NAME", "Repository", "exists"]
 
@@ -89,6 +95,8 @@ class Repository:
         keys = KeyRing.unencrypted(family)
         sealed = reader is not None
         if secret is not None:
+            from pgkeep.repository.keys.generations import new_generation
+
             generations = [new_generation(sealed=sealed)] if keys_of is None else held_generations(keys_of)
             sealed = generations[0].public is not None
             if reader is not None:
@@ -163,6 +171,8 @@ class Repository:
     @property
     def index(self) -> Index:
         """The index, opened at first use."""
+        from pgkeep.repository.index import Index
+
         if self._index is None:
             self._index = Index(self.store, self.keys)
         return self._index
@@ -176,11 +186,15 @@ class Repository:
     @property
     def slots(self) -> KeySlots:
         """Who can open it. Raises KeyFailure where it is not encrypted."""
+        from pgkeep.repository.keys.changes import KeySlots
+
         return KeySlots(self.store, self.keys)
 
     @property
     def catalog(self) -> Catalog:
         """The backups."""
+        from pgkeep.repository.manifests import Catalog
+
         return Catalog(self.store, self.keys)
 
     def wal(self, system_identifier: int) -> WalArchive:
@@ -193,18 +207,26 @@ class Repository:
 
     def reader(self) -> ContentReader:
         """A reader of contents."""
+        from pgkeep.repository.contents import ContentReader
+
         return ContentReader(self.store, self.keys, self.index)
 
     def writer(self) -> ContentWriter:
         """A writer of contents."""
+        from pgkeep.repository.contents import ContentWriter
+
         return ContentWriter(self.store, self.keys, self.index, self.parameters)
 
     def lease(self, resource: str) -> Lease:
         """A claim on a resource; see `Lease`."""
+        from pgkeep.repository.leases import Lease
+
         return Lease(self.store, resource)
 
     def adopt_orphans(self) -> int:
         """Bring packs of a writer that was killed into the index; returns how many there were."""
+        from pgkeep.repository.contents import adopt_orphans
+
         return adopt_orphans(self.store, self.keys, self.index)
 
     def reindex(self) -> int:
@@ -212,6 +234,9 @@ class Repository:
 
         Raises DamageError where packs are damaged, after the index of the others is written; the old index stays then.
         """
+        from pgkeep.repository.contents import read_tables
+        from pgkeep.repository.index import IndexSegment, write_index
+
         # listed before the packs: an index that comes meanwhile may cover packs that the listing below has missed
         old = [info.name for info in self.store.list("index/")]
         tables, damaged = read_tables(self.store, self.keys, (info.name for info in self.store.list("packs/")))

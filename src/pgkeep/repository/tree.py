@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pgkeep.errors import DamageError
 from pgkeep.repository.contents import ContentReader
 from pgkeep.repository.manifests import Manifest
 from pgkeep.repository.maps import Directory, Extent, FileEntry, decode_extents, decode_listing
 
+if TYPE_CHECKING:
+    from pgkeep.repository.page_map import Extents
+
 __all__ = ["BackupFile", "BackupTree"]
+
+_RECENT = 64
+"""Contents that are kept while a file is read: more than a cell is made of after two months of daily backups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +67,45 @@ class BackupTree:
                 return decode_extents(self._reader.get(entry.map_id))
             return decode_extents(entry.extents or b"")
 
+    def page_map(self, file: BackupFile) -> Extents:
+        """`extents`, as an array. Raises DamageError naming the file."""
+        # only here: numpy takes a tenth of a second and 30 MB
+        from pgkeep.repository.page_map import decode_map
+
+        entry = file.entry
+        with naming(file.shown_path):
+            return decode_map(self._reader.get(entry.map_id) if entry.map_id is not None else entry.extents or b"")
+
     def read(self, file: BackupFile) -> Iterator[bytes]:
         """A file's bytes in order, in pieces; zeros where its map has none. Raises DamageError naming the file."""
         if file.entry.inline is not None:
             yield file.entry.inline
             return
         page_size, size, position = self.manifest.page_size, file.entry.size, 0
+        recent: OrderedDict[bytes, bytes] = OrderedDict()
         for extent in self.extents(file):
             start = extent.first_page * page_size
             yield from _zeros(start - position)
-            with naming(file.shown_path):
-                content = self._reader.get(extent.id)
+            content = self._content(file, extent.id, recent)
             first = extent.content_page * page_size
             piece = content[first : first + min(extent.pages * page_size, size - start)]
+            if len(piece) == len(content):
+                # nobody else has pages of it
+                recent.pop(extent.id)
             yield piece
             position = start + len(piece)
         yield from _zeros(size - position)
+
+    def _content(self, file: BackupFile, content_id: bytes, recent: OrderedDict[bytes, bytes]) -> bytes:
+        """A content, from among those read lately where it is there: a bundle has pages of many cells."""
+        content = recent.pop(content_id, None)
+        if content is None:
+            with naming(file.shown_path):
+                content = self._reader.get(content_id)
+        recent[content_id] = content
+        if len(recent) > _RECENT:
+            recent.popitem(last=False)
+        return content
 
 
 class naming:  # noqa: N801 - reads as a verb, like contextlib.suppress

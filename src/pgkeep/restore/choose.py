@@ -36,7 +36,8 @@ _PAGE_SIZE, _PAGE_HEADER, _SEGMENT_HEADER = 8192, 24, 40
 
 @dataclass(frozen=True)
 class _Stop:
-    """A way to the target. ``settings`` are those of the target itself.
+    """A way to the target. ``settings`` are those of the target itself; ``needs`` is the end of the record that the server
+    must see to stop, where that lies behind ``lsn``.
 
     ``lived`` is false where the timeline that it stops on had not begun at the target's time.
     """
@@ -45,6 +46,7 @@ class _Stop:
     start: Start
     lsn: LSN
     settings: dict[str, str]
+    needs: int = 0
     lived: bool = True
     open_ended: bool = False
     notes: tuple[str, ...] = ()
@@ -190,6 +192,7 @@ def _before_event(branch: Branch, start: Start, event: WalEvent, target: Recover
         start,
         _end_before(event.lsn, start.manifest.wal.segment_size),
         settings,
+        needs=event.end_lsn,
         lived=_had_begun(branch, start, event, target.time),
     )
 
@@ -214,7 +217,7 @@ def _at_lsn(branch: Branch, starts: Sequence[Start], target: RecoveryTarget) -> 
     if record is not None and record.end_lsn <= start.reach:
         settings = {"recovery_target_lsn": target.value, "recovery_target_inclusive": _inclusive(target)}
         end = _end_before(record.lsn, start.manifest.wal.segment_size) if target.exclusive else record.end_lsn
-        return _Stop(branch, start, end, settings)
+        return _Stop(branch, start, end, settings, needs=record.end_lsn)
     if lsn > branch.last_record_end(start):
         return None
     return _after_last_record(branch, start, f"no record begins at {lsn} or later: all there is will be replayed")
@@ -231,7 +234,7 @@ def _at_xid(branch: Branch, starts: Sequence[Start], target: RecoveryTarget) -> 
             if since < start.manifest.start_lsn and start.manifest.stop_lsn <= event.lsn:
                 end = _end_before(event.lsn, start.manifest.wal.segment_size) if target.exclusive else event.end_lsn
                 notes = ("this transaction was rolled back",) if event.kind == "abort" else ()
-                return _Stop(branch, start, end, settings, notes=notes)
+                return _Stop(branch, start, end, settings, needs=event.end_lsn, notes=notes)
     return None
 
 
@@ -344,8 +347,9 @@ def _followed(target: RecoveryTarget, best: _Stop, inventory: WalInventory) -> T
     if timeline == path.timeline or target.standby or target.kind == "latest" or not inventory.has_history(timeline):
         return path
     end, own = path.end_of(timeline), inventory.timelines.get(timeline)
-    start = segment_start(best.lsn - 1, inventory.segment_size)
-    if end is None or best.lsn >= end or own is None or start + own.end_in(start) < best.lsn:
+    needed = max(best.lsn, best.needs)
+    start = segment_start(needed - 1, inventory.segment_size)
+    if end is None or best.lsn >= end or needed > end or own is None or start + own.end_in(start) < needed:
         return path
     return inventory.history(timeline)
 

@@ -12,17 +12,17 @@ import msgspec
 
 from pgkeep.config import Cluster
 from pgkeep.errors import TargetError, UsageError
-from pgkeep.postgres.account import server_account
 from pgkeep.postgres.control_file import ControlFile
 from pgkeep.postgres.dsn import endpoint_of
 from pgkeep.postgres.lsn import LSN
-from pgkeep.postgres.running import identify_server, locate_server, owner_of, server_status
+from pgkeep.postgres.running import identify_server, locate_server, server_status
 from pgkeep.postgres.service_control import ServiceControl
 from pgkeep.repository import Repository
 from pgkeep.repository.manifests import Manifest
 from pgkeep.restore.carry import parse_table_name
 from pgkeep.restore.journal import Journal, Move, TablespaceLink
 from pgkeep.restore.nearest import UnreachableTarget
+from pgkeep.restore.places import refuse_owner
 from pgkeep.restore.plan import RestorePlan, RestoreRequest, choose_backup, make_plan
 from pgkeep.restore.safety_copy import free_name, refuse_immovable, tablespace_links
 from pgkeep.restore.target import RecoveryTarget
@@ -124,7 +124,7 @@ def plan_in_place(
     links = tablespace_links(data_directory) if is_there else unfinished.links if unfinished else []
     stamp = f"{utc_now():%Y%m%dT%H%M%SZ}"
     moves = _moves(data_directory, links, major, stamp) if is_there else unfinished.moves if unfinished else []
-    _refuse_owner(data_directory if is_there or not moves else Path(moves[0].aside))
+    refuse_owner(data_directory if is_there or not moves else Path(moves[0].aside))
     status = server_status(data_directory)
     control = ServiceControl(
         data_directory,
@@ -206,19 +206,6 @@ def _moves(data_directory: Path, links: Sequence[TablespaceLink], major: int, st
     for place in places:
         refuse_immovable(place, major, tablespace=place != data_directory)
     return [Move(str(place), str(free_name(place, "before", stamp))) for place in places]
-
-
-def _refuse_owner(directory: Path) -> None:
-    """What is restored must belong to whom the old data belongs to, or its server cannot start on it."""
-    owner, account = owner_of(directory), server_account()
-    ours = os.geteuid() if account is None else account.uid
-    if owner is not None and owner.uid != ours:
-        raise TargetError(
-            f"{directory} belongs to {owner.name}, and what this user restores would not",
-            hint=f"run pgkeep as {owner.name}"
-            if account is None
-            else f"set PGKEEP_SERVER_ACCOUNT={owner.name} in the environment",
-        )
 
 
 def _plan_restore(

@@ -18,9 +18,15 @@ from pgkeep.repository.tree import BackupFile, BackupTree
 from pgkeep.repository.wal_objects import split_piece
 from pgkeep.restore.backup_manifest import backup_manifest
 from pgkeep.restore.configure import write_settings
+from pgkeep.restore.delta import DeltaCounts, DeltaWriter
+from pgkeep.restore.delta_sweep import extras_of
+from pgkeep.restore.delta_target import NOT_RESTORED, delta_begun, delta_ended, rewritten
+from pgkeep.restore.pace import Pace
+from pgkeep.restore.places import Locator, marker_text
 from pgkeep.restore.plan import INCOMPLETE_MARKER, RestorePlan, RestoreRequest, make_plan
 from pgkeep.restore.private_server import hand_to_archiver
 from pgkeep.restore.recover import Recovered, recovered_server
+from pgkeep.restore.source import ContentSource
 from pgkeep.restore.write import FileWriter, sync_file_systems, target_errors
 from pgkeep.wal.fetch import restore_command
 
@@ -30,20 +36,19 @@ _START_LIMIT = 600.0
 """Seconds for a server that was shut down in good order; a cold machine reads its settings and little more."""
 
 _PG_CONTROL = b"global/pg_control"
-_NOT_RESTORED = frozenset({b"tablespace_map", b"standby.signal", b"recovery.signal"})
-"""Links are made here instead of by tablespace_map; a standby's signal would keep the copy from ever ending recovery."""
 
 
 @dataclass
 class RestoreOutcome:
     """What a restore did: seconds for each phase, and what recovery reached where the server was started.
 
-    ``dsn`` reaches the server that runs now, ``log_file`` is its log; both None where none was started.
+    ``delta`` is what was compared and kept, where there was something in the target. ``dsn`` reaches the server that runs now, ``log_file`` is its log; both None where none was started.
     """
 
     plan: RestorePlan
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    delta: DeltaCounts | None = None
     recovery: Recovered | None = None
     dsn: str | None = None
     log_file: str | None = None
@@ -97,37 +102,42 @@ def _start(plan: RestorePlan, outcome: RestoreOutcome) -> None:
 def write_backup(plan: RestorePlan, repository: Repository, progress: Progress, outcome: RestoreOutcome) -> None:
     """Write the plan's backup into its target, set up for recovery, and make it durable; the server is not started.
 
-    Raises DamageError, TargetError, StoreError; the target is marked as incomplete then.
+    Raises DamageError, TargetError, StoreError, BusyError; the target is marked as incomplete then.
     """
+    if plan.delta is None:
+        _make_room(plan)
+        _write_marked(plan, repository, progress, outcome)
+        return
+    with delta_begun(plan.manifest, plan.target, _new_places(plan), plan.delta):
+        _write_marked(plan, repository, progress, outcome)
+    if plan.delta.wal_aside is not None:
+        outcome.notes.append(
+            f"WAL that the repository lacks is in {plan.delta.wal_aside}; pgkeep wal push stores it, if it is of worth"
+        )
+
+
+def _write_marked(plan: RestorePlan, repository: Repository, progress: Progress, outcome: RestoreOutcome) -> None:
     request, manifest, target = plan.request, plan.manifest, plan.target
     account = server_account()
     owner = None if account is None else (account.uid, account.gid)
     tree = BackupTree(manifest, repository.reader())
-    locate = _Locator(plan)
-    _make_room(plan)
+    locate = Locator(target, _new_places(plan))
     progress.phase("writing", manifest.logical_size + len(manifest.wal.segments) * manifest.wal.segment_size)
-    with FileWriter(
-        tree,
-        repository.reader(),
-        locate,
-        jobs=request.jobs,
-        owner=owner,
-        progress=progress,
-    ) as writer:
-        for root in (b"", *(b"pg_tblspc/%d" % tablespace.oid for tablespace in plan.tablespaces)):
-            writer.make_directory(root, 0o700)
-            _write_owned(os.path.join(locate(root), os.fsencode(INCOMPLETE_MARKER)), 0o600, iter(()), owner)
+    with _writer(plan, tree, repository, locate, owner, progress) as writer:
+        _prepare(plan, tree, writer, locate, owner)
         control: BackupFile | None = None
         for directory in tree.directories():
             writer.make_directory(directory.path, directory.mode)
             for file in tree.files_of(directory):
                 if file.path == _PG_CONTROL:
                     control = file
-                elif file.path not in _NOT_RESTORED:
+                elif file.path not in NOT_RESTORED:
                     writer.add(file)
         _link_tablespaces(plan, locate, owner)
         _write_wal(plan, repository, writer, locate)
         writer.finish()
+        if isinstance(writer, DeltaWriter):
+            outcome.delta = writer.counts
         with target_errors(locate(b"")):
             outcome.notes += write_settings(
                 target,
@@ -138,14 +148,18 @@ def write_backup(plan: RestorePlan, repository: Repository, progress: Progress, 
                 backup_id=manifest.id,
             )
         # pg_verifybackup must not miss what is left out on purpose
-        pieces = backup_manifest(tree, leave_out=_NOT_RESTORED)
+        pieces = backup_manifest(tree, leave_out=NOT_RESTORED)
         _write_owned(locate(b"backup_manifest"), 0o600, pieces, owner)
         progress.phase("making it durable")
-        sync_file_systems([locate(b""), *(os.fsencode(tablespace.new) for tablespace in plan.tablespaces)])
+        # pg_wal may be a link to another disk, where it was there before
+        places = [locate(b""), locate(b"pg_wal"), *(os.fsencode(tablespace.new) for tablespace in plan.tablespaces)]
+        sync_file_systems(places)
         if control is not None:
             place = locate(control.path)
             _write_owned(place, control.entry.mode & 0o7777, tree.read(control), owner)
             _fsync(Path(os.fsdecode(place)).parent)
+        if plan.delta is not None:
+            delta_ended(target)
         # the target's own comes last: a tablespace that still had one would be cleared away as a leftover
         for path in reversed(plan.places):
             with target_errors(os.fsencode(path)):
@@ -153,31 +167,45 @@ def write_backup(plan: RestorePlan, repository: Repository, progress: Progress, 
                 _fsync(path)
 
 
+def _new_places(plan: RestorePlan) -> dict[int, str]:
+    return {tablespace.oid: tablespace.new for tablespace in plan.tablespaces}
+
+
+def _writer(
+    plan: RestorePlan,
+    tree: BackupTree,
+    repository: Repository,
+    locate: Locator,
+    owner: tuple[int, int] | None,
+    progress: Progress,
+) -> FileWriter:
+    request = plan.request
+    pace = Pace(request.rate, request.nice)
+    kind = FileWriter if plan.delta is None else DeltaWriter
+    source = ContentSource(repository)
+    return kind(tree, source, locate, jobs=request.jobs, owner=owner, progress=progress, pace=pace)
+
+
+def _prepare(
+    plan: RestorePlan, tree: BackupTree, writer: FileWriter, locate: Locator, owner: tuple[int, int] | None
+) -> None:
+    """The directories that all lies in, marked, without what does not belong there."""
+    for root in (b"", *(b"pg_tblspc/%d" % tablespace.oid for tablespace in plan.tablespaces)):
+        writer.make_directory(root, 0o700)
+        if plan.delta is None:
+            marker = os.path.join(locate(root), os.fsencode(INCOMPLETE_MARKER))
+            _write_owned(marker, 0o600, iter([marker_text(plan.manifest.system_identifier)]), owner)
+    if isinstance(writer, DeltaWriter):
+        # before anything is written: the disk may be full of it
+        with target_errors(locate(b"")):
+            written_anew = rewritten(plan.manifest)
+            for path, place in extras_of(tree, locate, tablespaces=_new_places(plan), left_out=NOT_RESTORED):
+                writer.remove(place, counted=path not in written_anew)
+
+
 def _restore_command(plan: RestorePlan) -> str:
     """``false`` (no such file) where all WAL lies in ``pg_wal`` already; else the prefetcher, or the full program without one."""
     return "false" if plan.is_self_contained else restore_command(plan.request.fetch_command)
-
-
-class _Locator:
-    """Where a path of the backup lies on this machine."""
-
-    def __init__(self, plan: RestorePlan) -> None:
-        self._target = os.fsencode(plan.target)
-        self._tablespaces = {
-            b"pg_tblspc/%d" % tablespace.oid: os.fsencode(tablespace.new) for tablespace in plan.tablespaces
-        }
-
-    def __call__(self, path: bytes) -> bytes:
-        if path.startswith(b"pg_tblspc/"):
-            head, _, tail = path[len(b"pg_tblspc/") :].partition(b"/")
-            place = self._tablespaces.get(b"pg_tblspc/" + head)
-            if place is not None:
-                return os.path.join(place, tail) if tail else place
-        return os.path.join(self._target, path) if path else self._target
-
-    def link(self, oid: int) -> bytes:
-        """Where the link to a tablespace stands."""
-        return os.path.join(self._target, b"pg_tblspc", b"%d" % oid)
 
 
 def _make_room(plan: RestorePlan) -> None:
@@ -202,16 +230,18 @@ def _clear(place: Path) -> None:
     (place / INCOMPLETE_MARKER).unlink()
 
 
-def _link_tablespaces(plan: RestorePlan, locate: _Locator, owner: tuple[int, int] | None) -> None:
+def _link_tablespaces(plan: RestorePlan, locate: Locator, owner: tuple[int, int] | None) -> None:
     for tablespace in plan.tablespaces:
         link = locate.link(tablespace.oid)
         with target_errors(link):
+            if os.path.islink(link):
+                os.unlink(link)
             os.symlink(os.fsencode(tablespace.new), link)
             if owner is not None:
                 os.lchown(link, *owner)
 
 
-def _write_wal(plan: RestorePlan, repository: Repository, writer: FileWriter, locate: _Locator) -> None:
+def _write_wal(plan: RestorePlan, repository: Repository, writer: FileWriter, locate: Locator) -> None:
     archive = repository.wal(plan.manifest.system_identifier)
     for name in plan.manifest.wal.segments:
         segment, start, _ = split_piece(name)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
 from pgkeep.errors import TargetError, UsageError
+from pgkeep.postgres.account import server_account
+from pgkeep.postgres.running import owner_of
 from pgkeep.repository import Repository
 from pgkeep.repository.manifests import Manifest
 from pgkeep.units import format_size, utc_now
 
 __all__ = [
     "INCOMPLETE_MARKER",
+    "Locator",
     "aside",
     "is_occupied",
+    "marked_identifier",
+    "marker_text",
     "needed_room",
     "refuse_overlap",
+    "refuse_owner",
     "refuse_repository",
     "refuse_unusable",
 ]
@@ -26,8 +33,46 @@ __all__ = [
 INCOMPLETE_MARKER = "pgkeep.restore-incomplete"
 """Stands in a data directory and in its tablespaces from a restore's first byte to its last."""
 
+_MARKED = re.compile(r"system identifier (\d{1,20}) ", re.ASCII)
+_TABLESPACES = b"pg_tblspc/"
+
 _MARGIN = 64 << 20
 """Room that a server wants to start at all: WAL it writes, control and log files."""
+
+
+class Locator:
+    """Where a path of a backup lies on this machine; ``tablespaces`` maps OIDs to their places."""
+
+    def __init__(self, target: Path, tablespaces: Mapping[int, str]) -> None:
+        self._target = os.fsencode(target)
+        self._tablespaces = {b"%d" % oid: os.fsencode(place) for oid, place in tablespaces.items()}
+
+    def __call__(self, path: bytes) -> bytes:
+        if path.startswith(_TABLESPACES):
+            oid, _, tail = path[len(_TABLESPACES) :].partition(b"/")
+            place = self._tablespaces.get(oid)
+            if place is not None:
+                return os.path.join(place, tail) if tail else place
+        return os.path.join(self._target, path) if path else self._target
+
+    def link(self, oid: int) -> bytes:
+        """Where the link to a tablespace stands."""
+        return os.path.join(self._target, _TABLESPACES, b"%d" % oid)
+
+
+def marker_text(system_identifier: int) -> bytes:
+    """What the marker says: of which cluster the half is that it stands in."""
+    return f"pgkeep is restoring system identifier {system_identifier} here, or has not come to the end\n".encode()
+
+
+def marked_identifier(place: Path) -> int | None:
+    """The system identifier in a marker; 0 where it says none, None where there is no marker."""
+    try:
+        text = (place / INCOMPLETE_MARKER).read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    match = _MARKED.search(text)
+    return int(match[1]) if match else 0
 
 
 def refuse_overlap(places: Sequence[Path]) -> None:
@@ -69,6 +114,19 @@ def refuse_unusable(place: Path) -> None:
         raise TargetError(
             f"{place} is a mount point with something in it, which cannot be moved aside",
             hint="empty it yourself, or restore into a directory below it",
+        )
+
+
+def refuse_owner(directory: Path) -> None:
+    """What is restored must belong to whom the old data belongs to, or its server cannot start on it. Raises TargetError."""
+    owner, account = owner_of(directory), server_account()
+    ours = os.geteuid() if account is None else account.uid
+    if owner is not None and owner.uid != ours:
+        raise TargetError(
+            f"{directory} belongs to {owner.name}, and what this user restores would not",
+            hint=f"run pgkeep as {owner.name}"
+            if account is None
+            else f"set PGKEEP_SERVER_ACCOUNT={owner.name} in the environment",
         )
 
 
@@ -118,12 +176,16 @@ def _existing_parent(place: Path) -> Path:
 
 
 def needed_room(
-    manifest: Manifest, target: Path, tablespaces: Mapping[int, str], wal_bytes: int
+    manifest: Manifest,
+    target: Path,
+    tablespaces: Mapping[int, str],
+    wal_bytes: int,
+    reused: Mapping[int, int] | None = None,
 ) -> dict[str, tuple[int, int]]:
     """For each file system: one of the places there, with what is free and what is needed, in bytes.
 
-    ``tablespaces`` maps OIDs to new places; ``wal_bytes`` is the most WAL that lies in the target at once. Raises
-    TargetError where there is not enough.
+    ``tablespaces`` maps OIDs to new places; ``wal_bytes`` is the most WAL that lies in the target at once; ``reused`` maps
+    devices to the bytes of files there that are overwritten or removed. Raises TargetError where there is not enough.
     """
     sizes = {b"pg_tblspc/%d" % oid: 0 for oid in tablespaces}
     own = wal_bytes + _MARGIN
@@ -141,7 +203,8 @@ def needed_room(
         first, before = by_device.get(device, (place, 0))
         by_device[device] = first, before + size
     room = {}
-    for place, needed in by_device.values():
+    for device, (place, needed) in by_device.items():
+        needed = max(needed - (reused or {}).get(device, 0), 0)
         free = shutil.disk_usage(_first_written(place)).free
         if free < needed:
             raise TargetError(

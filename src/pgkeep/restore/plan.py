@@ -14,6 +14,7 @@ from pgkeep.postgres.account import can_run, server_account
 from pgkeep.postgres.binaries import find_binaries
 from pgkeep.repository import Repository
 from pgkeep.repository.manifests import Manifest
+from pgkeep.restore.delta_target import DeltaPlan, inspect_target, tablespace_link
 from pgkeep.restore.places import (
     INCOMPLETE_MARKER,
     aside,
@@ -52,7 +53,8 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     where one is. ``spool`` is where a receiver on this machine keeps its WAL; it knows how current the repository is.
     ``tablespaces`` maps old locations to new ones. ``keep_archiving`` leaves the origin's archiving and standby settings
     on. ``settings`` are written into the copy. ``jobs`` worker threads, all processors where None. ``prefetch`` segments of WAL
-    are kept ready. ``fetch_command`` are the words of a program that brings WAL when we are gone, see `restore_command`;
+    are kept ready. ``delta``: what is in the target stays where it is as the backup has it, and is overwritten where not. ``rate`` is the
+    most bytes of files handled in a second, ``nice`` how far worker threads stand back. ``fetch_command`` are the words of a program that brings WAL when we are gone, see `restore_command`;
     ``fetch_files`` are the files that it must be able to read.
     """
 
@@ -65,6 +67,9 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str] = {}
     start: bool = False
     jobs: int | None = None
+    delta: bool = False
+    rate: int | None = None
+    nice: int | None = None
     spool: str | None = None
     prefetch: int = 16
     fetch_command: list[str] = []
@@ -83,7 +88,10 @@ class TablespacePlan:
 
 @dataclass(frozen=True)
 class RestorePlan:
-    """A restore that can be done. Sizes in bytes; ``room`` maps a place to what is free and what is needed there."""
+    """A restore that can be done. Sizes in bytes; ``room`` maps a place to what is free and what is needed there.
+
+    ``delta`` is what it finds in the target and compares; None where everything is written anew.
+    """
 
     request: RestoreRequest
     manifest: Manifest
@@ -94,6 +102,7 @@ class RestorePlan:
     moved_aside: list[tuple[str, str]]
     server: str | None
     notes: list[str] = field(default_factory=list)
+    delta: DeltaPlan | None = None
 
     @property
     def major(self) -> int:
@@ -123,16 +132,26 @@ def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
     _refuse_impossible(request)
     manifest, recovery = choose_backup(request, repository)
     target = Path(os.path.abspath(request.target))
-    tablespaces = _tablespaces(manifest, request.tablespaces)
+    is_delta = request.delta and target.is_dir() and bool(os.listdir(target))
+    tablespaces = _tablespaces(manifest, request.tablespaces, target if is_delta else None)
+    new_places = {tablespace.oid: tablespace.new for tablespace in tablespaces}
     places = [target, *(Path(tablespace.new) for tablespace in tablespaces)]
     refuse_overlap(places)
     for place in places:
         refuse_repository(place, repository)
-    moved = [(str(place), str(aside(place))) for place in places if is_occupied(place)]
-    for place in places:
-        refuse_unusable(place)
-    _check_wal(manifest, repository)
     notes = list(recovery.notes)
+    moved: list[tuple[str, str]] = []
+    delta = None
+    if is_delta:
+        delta = inspect_target(manifest, target, new_places, repository)
+        notes += delta.notes
+    else:
+        moved = [(str(place), str(aside(place))) for place in places if is_occupied(place)]
+        for place in places:
+            refuse_unusable(place)
+        if request.delta:
+            notes.append(f"there is nothing in {target} that could be used")
+    _check_wal(manifest, repository)
     server = None
     try:
         server = str(find_binaries(manifest.server_version // 10000).bindir)
@@ -144,17 +163,18 @@ def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
         raise NotFoundError(f"backup {manifest.id} has no files")
     if manifest.damaged_pages:
         notes.append(f"{len(manifest.damaged_pages)} pages were damaged on the server when this backup was taken")
-    new_places = {tablespace.oid: tablespace.new for tablespace in tablespaces}
+    wal_room = _wal_room(manifest, recovery, request.prefetch)
     plan = RestorePlan(
         request=request,
         manifest=manifest,
         recovery=recovery,
         target=target,
         tablespaces=tablespaces,
-        room=_room(manifest, target, new_places, _wal_room(manifest, recovery, request.prefetch)),
+        room=_room(manifest, target, new_places, wal_room, delta.reused if delta is not None else None),
         moved_aside=moved,
         server=server,
         notes=notes,
+        delta=delta,
     )
     if not plan.is_self_contained and not request.start:
         plan.notes.extend(_unreadable(request.fetch_files))
@@ -188,7 +208,8 @@ def _refuse_impossible(request: RestoreRequest) -> None:
         raise UsageError(f"not a port: {port}", hint=f"a number from 1 to {_HIGHEST_PORT}")
 
 
-def _tablespaces(manifest: Manifest, mapping: dict[str, str]) -> list[TablespacePlan]:
+def _tablespaces(manifest: Manifest, mapping: dict[str, str], existing: Path | None) -> list[TablespacePlan]:
+    """Where they go; without another word, in the data directory ``existing``, where its links lead."""
     known = {os.fsdecode(tablespace.location): tablespace for tablespace in manifest.tablespaces}
     for old, new in mapping.items():
         if old.rstrip("/") not in known:
@@ -201,7 +222,10 @@ def _tablespaces(manifest: Manifest, mapping: dict[str, str]) -> list[Tablespace
     wanted = {old.rstrip("/"): new.rstrip("/") for old, new in mapping.items()}
     plans = []
     for location, tablespace in known.items():
-        if location not in wanted and is_occupied(Path(location)):
+        link = tablespace_link(existing, tablespace.oid) if existing is not None else None
+        if link is not None:
+            wanted.setdefault(location, link)
+        if existing is None and location not in wanted and is_occupied(Path(location)):
             raise TargetError(
                 f"tablespace {tablespace.oid} was at {location}, and there is something there",
                 hint=f"give it another place: --tablespace {location}=/new/place",
@@ -242,8 +266,33 @@ def describe(plan: RestorePlan) -> list[str]:
         for place, (free, need) in plan.room.items()
     ]
     lines += [f"{old} is moved aside to {new}" for old, new in plan.moved_aside]
+    lines += _describe_delta(plan)
     lines.append(f"PostgreSQL {plan.major}" + (f" from {plan.server}" if plan.server else ", not installed here"))
     return lines + plan.notes
+
+
+def _describe_delta(plan: RestorePlan) -> list[str]:
+    delta = plan.delta
+    if delta is None:
+        return []
+    whose = "an earlier restore left" if delta.half else "are there"
+    places = " and ".join(str(place) for place in plan.places)
+    lines = [
+        f"{delta.files:,} files that {whose}, {format_size(delta.size)}, are compared and OVERWRITTEN where they differ, with no way back: {places}"
+    ]
+    extras = delta.extras
+    if extras.files:
+        more = ", …" if extras.files > len(extras.names) else ""
+        lines.append(
+            f"{extras.files:,} of them, {format_size(extras.size)}, do not belong to the backup and are REMOVED:"
+            f" {', '.join(extras.names)}{more}"
+        )
+    if delta.wal:
+        lines.append(
+            f"{len(delta.wal)} files of WAL that the repository lacks are moved aside to {delta.wal_aside}: {', '.join(delta.wal[:3])}"
+            + (", …" if len(delta.wal) > 3 else "")
+        )
+    return lines
 
 
 def describe_recovery(plan: RecoveryPlan) -> list[str]:

@@ -5,52 +5,77 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
 
 from pgkeep.direct_io import write_at
 from pgkeep.errors import TargetError
 from pgkeep.progress import Progress
-from pgkeep.repository.contents import ContentReader, Location, spans
-from pgkeep.repository.maps import Extent
+from pgkeep.repository.contents import Location, spans
 from pgkeep.repository.packs import PackEntry
-from pgkeep.repository.tree import BackupFile, BackupTree, naming
+from pgkeep.repository.tree import BackupFile, BackupTree
+from pgkeep.restore.cells import Cell, FileCells, Rows, Window
+from pgkeep.restore.pace import Buffer, Latch, Pace
+from pgkeep.restore.source import ContentSource
 from pgkeep.workers import Workers
 
-__all__ = ["FileWriter", "sync_file_systems"]
+__all__ = ["HELD", "Begun", "FileWriter", "sync_file_systems", "target_errors"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _WINDOW = 1024
-"""Extents that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
+"""Cells that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
+
+HELD = 48 << 20
+"""Bytes of pages that a window holds at most, because their contents have pages of many cells; two windows are at work at once.
+
+A bundle that has pages of two windows is fetched for each: after thirty incrementals of 1 % each, a window is some 160 cells, and
+a bundle has pages of 100.
+"""
+
+_TOGETHER = 16
+"""Cells that one call puts together from held pages alone."""
 
 
 class FileWriter:
     """Writes files below a directory; use as a context manager, then `add` files and `finish`.
 
-    ``locate`` gives the place of a path of the backup. Files are created with their size and mode, sparse; their bytes
-    come in any order. An error of a worker is raised by the next call.
+    ``locate`` gives the place of a path of the backup; cells are ``cell_size`` bytes of a file. Files are created with their size and
+    mode, sparse; their bytes come in any order. An error of a worker is raised by the next call.
     """
+
+    window_cells = _WINDOW
 
     def __init__(
         self,
         tree: BackupTree,
-        reader: ContentReader,
+        source: ContentSource,
         locate: Callable[[bytes], bytes],
         *,
         jobs: int | None,
         owner: tuple[int, int] | None,
         progress: Progress,
+        pace: Pace,
     ) -> None:
         self._tree = tree
-        self._reader = reader
+        self._source = source
         self._locate = locate
         self._owner = owner
         self._progress = progress
+        self._pace = pace
         self._page_size = tree.manifest.page_size
-        self._window: list[tuple[bytes, str, Extent, int]] = []
+        self._cells: list[Cell] = []
+        self._shared_pages = 0
+        self._file_cells = FileCells(source.cell_size, self._page_size)
+        self._begun: Begun | None = None
+        self._rooms = [_Room(np.empty((0, self._page_size), np.uint8)) for _ in range(2)]
+        self._buffer = Buffer()
         # direct writes wait for the disk, so that twice as many threads as processors keep both busy
         self._workers = Workers(jobs or 2 * (os.cpu_count() or 1), "restore", waiting=2)
 
-    def __enter__(self) -> FileWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,14 +99,10 @@ class FileWriter:
         if entry.inline is not None:
             self._progress.advance(entry.size)
             return
-        extents = self._tree.extents(file)
         covered = 0
-        for extent in extents:
-            size = min(extent.pages * self._page_size, entry.size - extent.first_page * self._page_size)
-            covered += size
-            self._window.append((place, file.shown_path, extent, size))
-            if len(self._window) >= _WINDOW:
-                self._send_window()
+        for cell in self._cells_of(file, place, is_new=True):
+            covered += cell.size
+            self._take(cell)
         self._progress.advance(entry.size - covered)
 
     def write_stream(self, place: bytes, mode: int, size: int | None, chunks: Iterator[bytes]) -> None:
@@ -91,47 +112,125 @@ class FileWriter:
     def finish(self) -> None:
         """Wait until everything is written."""
         self._send_window()
+        self._end_window()
         self._workers.drain()
 
-    def _send_window(self) -> None:
-        window, self._window = self._window, []
-        wanted: dict[bytes, list[tuple[bytes, str, Extent, int]]] = {}
-        locations: list[Location] = []
-        for item in window:
-            extent_id = item[2].id
-            places = wanted.get(extent_id)
-            if places is None:
-                wanted[extent_id] = [item]
-                with naming(item[1]):
-                    locations.append(self._reader.locate(extent_id))
-            else:
-                places.append(item)
-        for pack, entries in spans(locations):
-            self._workers.submit(self._write_span, pack, entries, {entry.id: wanted[entry.id] for entry in entries})
+    def _cells_of(self, file: BackupFile, place: bytes, *, is_new: bool) -> Iterator[Cell]:
+        """The cells of a file, in order."""
+        return self._file_cells.of(self._tree.page_map(file), place, file.shown_path, file.entry.size, is_new=is_new)
 
-    def _write_span(
-        self, pack: str, entries: list[PackEntry], wanted: dict[bytes, list[tuple[bytes, str, Extent, int]]]
-    ) -> None:
-        page_size = self._page_size
-        contents = self._reader.read(pack, entries)
-        for entry in entries:
-            shown_path = wanted[entry.id][0][1]
-            with naming(shown_path):
-                _, plain = next(contents)
-            view = memoryview(plain)
-            for place, _, extent, size in wanted[entry.id]:
-                first = extent.content_page * page_size
-                with target_errors(place):
-                    write_at(place, view[first : first + size], extent.first_page * page_size)
-                self._progress.advance(size)
+    def _take(self, cell: Cell) -> None:
+        self._cells.append(cell)
+        self._shared_pages += cell.shared_pages
+        if len(self._cells) >= self.window_cells or self._shared_pages * self._page_size >= HELD:
+            self._send_window()
+
+    def _send_window(self) -> None:
+        """Have what the cells lack fetched; meanwhile the window before is written."""
+        cells = self._taken()
+        if cells:
+            self._begin(Window(cells, self._page_size, room=HELD // 4))
+
+    def _taken(self) -> list[Cell]:
+        cells, self._cells, self._shared_pages = self._cells, [], 0
+        return cells
+
+    def _begin(self, window: Window) -> None:
+        """Have what many cells need fetched; meanwhile the window before is written."""
+        shown = window.shown_paths()
+        locations = self._source.locate(shown)
+        fetches = list(spans([locations[window.contents[content]] for content in window.held]))
+        room = self._next_room(window.held_pages)
+        window.begin(room.rows)
+        begun = Begun(window, locations, shown, Latch(len(fetches)), room)
+        for pack, entries in fetches:
+            self._workers.submit(self._hold, begun, pack, entries)
+        self._end_window()
+        self._begun = begun
+
+    def _next_room(self, pages: int) -> _Room:
+        """Rows that no window needs any more; two take turns, so that memory is bounded, and the kernel need not clear it each time."""
+        self._rooms.reverse()
+        room = self._rooms[0]
+        room.free.wait()
+        self._workers.raise_failure()
+        if pages and not len(room.rows):
+            # as many as a window can need (see `_take` and `Window`); memory is taken for those alone that are used
+            most = (HELD + HELD // 4 + self._source.cell_size) // self._page_size
+            room.rows = np.empty((max(pages, most), self._page_size), np.uint8)
+        return room
+
+    def _end_window(self) -> None:
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
+        begun.held.wait()
+        self._workers.raise_failure()
+        window = begun.window
+        rests = [window.rest[first : first + _TOGETHER] for first in range(0, len(window.rest), _TOGETHER)]
+        fetches = list(spans([begun.locations[window.contents[content]] for content in window.by_own]))
+        begun.room.free = Latch(len(rests) + len(fetches))
+        for cells in rests:
+            self._workers.submit(self._write_rest, begun, cells)
+        for pack, entries in fetches:
+            self._workers.submit(self._write_span, begun, pack, entries)
+
+    def _hold(self, begun: Begun, pack: str, entries: list[PackEntry]) -> None:
+        try:
+            self._pace.enter()
+            for entry, plain in self._read_contents(begun, pack, entries):
+                begun.window.hold(begun.window.number_of[entry.id], plain)
+        finally:
+            begun.held.done()
+
+    def _write_rest(self, begun: Begun, cells: list[int]) -> None:
+        try:
+            self._pace.enter()
+            for cell in cells:
+                self._write_together(begun.window, cell, None)
+        finally:
+            begun.room.free.done()
+
+    def _write_span(self, begun: Begun, pack: str, entries: list[PackEntry]) -> None:
+        window = begun.window
+        try:
+            self._pace.enter()
+            for entry, plain in self._read_contents(begun, pack, entries):
+                for cell in window.by_own[window.number_of[entry.id]]:
+                    data = window.single(cell, plain)
+                    if data is None:
+                        self._write_together(window, cell, plain)
+                    else:
+                        self._write_cell(window.cells[cell], data)
+        finally:
+            begun.room.free.done()
+
+    def _read_contents(self, begun: Begun, pack: str, entries: list[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
+        return self._source.read(pack, entries, begun.shown)
+
+    def _write_together(self, window: Window, number: int, plain: bytes | None) -> None:
+        """Put a cell together and write it."""
+        cell = window.cells[number]
+        pages = -(-cell.size // self._page_size)
+        view = self._buffer.view(pages * self._page_size)
+        window.fill(number, np.frombuffer(view, np.uint8).reshape(pages, -1), plain)
+        self._write_cell(cell, view[: cell.size])
+
+    def _write_cell(self, cell: Cell, data: memoryview) -> None:
+        with target_errors(cell.place):
+            write_at(cell.place, data, cell.position)
+        self._pace.spend(cell.size)
+        self._progress.advance(cell.size)
 
     def _write_chunks(self, place: bytes, mode: int, size: int | None, chunks: Iterator[bytes]) -> None:
+        self._pace.enter()
         position = 0
         with target_errors(place):
             self._create(place, mode, size or 0, b"")
             for chunk in chunks:
                 write_at(place, memoryview(chunk), position)
                 position += len(chunk)
+                self._pace.spend(len(chunk))
                 self._progress.advance(len(chunk))
 
     def _create(self, place: bytes, mode: int, size: int, data: bytes) -> None:
@@ -147,6 +246,25 @@ class FileWriter:
                 os.ftruncate(descriptor, size)
         finally:
             os.close(descriptor)
+
+
+@dataclass(slots=True)
+class _Room:
+    """Rows for what a window holds; ``free`` lets pass once the window is written."""
+
+    rows: Rows
+    free: Latch = field(default_factory=lambda: Latch(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A window that is at work: what it holds is complete once ``held`` lets pass. ``shown`` names a file for each content."""
+
+    window: Window
+    locations: dict[bytes, Location]
+    shown: dict[bytes, str]
+    held: Latch
+    room: _Room
 
 
 class target_errors:  # noqa: N801 - reads as a noun, like contextlib.suppress

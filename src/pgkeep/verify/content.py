@@ -75,7 +75,7 @@ class _Check:
                 crc = google_crc32c.extend(crc, piece)
                 size += len(piece)
                 self._progress.advance(len(piece))
-            if size != file.entry.size or crc != file.entry.crc32c:
+            if size != file.entry.size or file.entry.crc32c not in {None, crc}:
                 raise DamageError(f"{file.shown_path} is not the file that was backed up", path=file.shown_path)
         except DamageError as error:
             self.found(error)

@@ -2,7 +2,8 @@
 
 A claim is a sealed JSON object ``clusters/<system identifier>/claims/<timeline, 8 hex digits>/<number, 8 digits>``; the highest
 number counts. Whoever pushes a timeline first claims it. A data directory is known by the inode and the birth time of its ``global``
-directory: they survive restarts, remounts and other host names, and a copy by any means has others.
+directory: they survive restarts, remounts and other host names, and a copy, file by file, has others. A snapshot of the whole file
+system has the same ones: such a clone is not told apart.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Claim:
 def data_directory_claim(data_directory: Path) -> Claim:
     """The claim of a data directory on this machine. Raises OSError."""
     place = data_directory.resolve()
-    return Claim((place / "global").stat().st_ino, _birth(place / "global"), socket.gethostname(), str(place))
+    return Claim((place / "global").stat().st_ino, _birth(place / "global"), os.uname().nodename, str(place))
 
 
 def check_claim(repository: Repository, system_identifier: int, timeline: int, mine: Claim) -> None:

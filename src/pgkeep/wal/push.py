@@ -8,21 +8,19 @@ beside the one it asks for are stored, too, and remembered by a marker: the push
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from pgkeep.errors import DamageError, PgkeepError, StoreError, UsageError
+from pgkeep.errors import DamageError, PgkeepError, RepositoryError, StoreError, UsageError
 from pgkeep.postgres.control_file import CONTROL_FILE, ControlFile, parse_control_file
-from pgkeep.postgres.timeline import parse_history, parse_history_name
 from pgkeep.postgres.wal import WalFileKind, check_segment_header, classify, parse_segment_name, read_segment_header
 from pgkeep.repository import Repository, open_store
 from pgkeep.repository.keys import secret_of
+from pgkeep.repository.wal_objects import DifferentWalError
 from pgkeep.wal.claims import ForeignServerError, check_claim, data_directory_claim
-from pgkeep.wal.push_settings import PushRepository, PushSettings
-from pgkeep.wal.small_files import fsync_directory, read_json, write_json
+from pgkeep.wal.push_settings import PushRepository, PushSettings, file_stamp
+from pgkeep.wal.small_files import fsync_directory
 
 __all__ = ["Pusher", "control_file_of", "data_directory_of", "exit_code_of", "push_line"]
 
@@ -38,13 +36,17 @@ _SEGMENTS = (WalFileKind.SEGMENT, WalFileKind.PARTIAL)
 
 
 class Pusher:
-    """Pushes files of one server; ``state`` keeps markers, and no WAL. Nothing is opened until `push`."""
+    """Pushes files of one server; ``state`` keeps markers, and no WAL. Nothing is opened until `push`.
+
+    ``warnings``: what a push has found wrong that does not make it fail: a repository that is behind.
+    """
 
     def __init__(self, settings: PushSettings, state: Path, data_directory: Path) -> None:
         self._settings = settings
         self._state = state
         self._data_directory = data_directory
         self._repositories: dict[str, Repository] = {}
+        self.warnings: list[str] = []
         self._control = control_file_of(data_directory)
 
     def push(self, path: Path) -> None:
@@ -56,53 +58,60 @@ class Pusher:
         """
         ahead = self._ready(path) if self._settings.push_ahead else []
         if self._is_pushed(path):
-            if self._settings.policy == "first":
-                self._catch_up()
+            self._catch_up()
             return
-        with ThreadPoolExecutor(max(1, min(len(ahead) + 1, os.cpu_count() or 1)), thread_name_prefix="push") as pool:
+        if ahead:
+            self._store_with(ahead, path)
+        else:
+            self._store(path)
+        self._catch_up()
+
+    def _store_with(self, ahead: Sequence[Path], path: Path) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(min(len(ahead) + 1, os.cpu_count() or 1), thread_name_prefix="push") as pool:
             own = pool.submit(self._store, path)
             others = [pool.submit(self._push_ahead, other) for other in ahead]
             own.result()
             for other in others:
                 other.result()
-        if self._settings.policy == "first":
-            self._catch_up()
 
     def _push_ahead(self, path: Path) -> None:
         """What fails now is pushed when the server asks for it, and says then what is wrong."""
         with suppress(PgkeepError, OSError):
             if not self._is_pushed(path):
-                stored = self._store(path)
-                status = path.stat()
-                marker = {"file": [status.st_ino, status.st_mtime_ns, status.st_size], "repositories": stored}
+                said = self._mark_of(path)
+                self._store(path)
                 self._pushed.mkdir(mode=0o700, parents=True, exist_ok=True)
-                write_json(self._marker(path.name), marker)
+                # without fsync: a mark that is lost costs a push, and what it says is durable already
+                new = self._marker(path.name).with_suffix(".new")
+                new.write_text(said)
+                new.replace(self._marker(path.name))
 
-    def _store(self, path: Path) -> list[str]:
-        """Store a file; returns the names of the repositories that have it now."""
+    def _store(self, path: Path) -> None:
+        """Store a file in every repository that takes it, whatever the others do; then judge by the policy."""
         data = self._read(path)
-        stored, errors = [], []
+        errors: dict[str, PgkeepError] = {}
         for repository in self._settings.repositories:
             try:
                 self._store_in(repository, path.name, data)
             except PgkeepError as error:
-                errors.append(error)
-                if self._settings.policy == "all" or not isinstance(error, StoreError):
-                    raise
-            else:
-                stored.append(repository.name)
-        if not stored:
-            raise errors[0]
-        for repository in self._settings.repositories:
-            if repository.name not in stored:
-                self._remember_missing(repository.name, path.name)
-        return stored
+                errors[repository.name] = error
+        one_is_enough = self._settings.policy == "first" and len(errors) < len(self._settings.repositories)
+        for failure in errors.values():
+            if not (one_is_enough and _is_away(failure)):
+                raise failure
+        for name in errors:
+            self._remember_missing(name, path.name)
 
     def _store_in(self, repository: PushRepository, name: str, data: bytes) -> None:
         opened = self._open(repository)
         archive = opened.wal(self._control.system_identifier)
         try:
-            self._check_claim(opened, int(name[:8], 16))
+            # what a promoted standby archives as .partial is the old primary's timeline still, under a name that this one never uses
+            if classify(name) is not WalFileKind.PARTIAL:
+                mine = data_directory_claim(self._data_directory)
+                check_claim(opened, self._control.system_identifier, int(name[:8], 16), mine)
         except ForeignServerError:
             # a standby with archive_mode = always pushes what is there already
             if archive.exists(name) and archive.get(name) == data:
@@ -124,6 +133,8 @@ class Pusher:
         if kind in _SEGMENTS:
             _check_segment(path.name.removesuffix(".partial"), data, control)
         elif kind is WalFileKind.HISTORY:
+            from pgkeep.postgres.timeline import parse_history, parse_history_name
+
             parse_history(parse_history_name(path.name), data)
         return data
 
@@ -134,42 +145,23 @@ class Pusher:
             opened = self._repositories[settings.name] = Repository.open(open_store(settings.url), secret)
         return opened
 
-    def _check_claim(self, repository: Repository, timeline: int) -> None:
-        mine = data_directory_claim(self._data_directory)
-        cache = self._state / "claims.json"
-        key = f"{repository.id} {self._control.system_identifier} {timeline} {mine.inode} {mine.birth}"
-        known: dict[str, object] = {}
-        with suppress(OSError, ValueError):
-            known = read_json(cache) or {}
-        if key in known:
-            return
-        check_claim(repository, self._control.system_identifier, timeline, mine)
-        with suppress(OSError):
-            self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_json(cache, {**known, key: True}, durable=False)
-
     @property
     def _pushed(self) -> Path:
         return self._state / "pushed"
 
     def _marker(self, name: str) -> Path:
-        return self._pushed / f"{name}.json"
+        return self._pushed / f"{name}.mark"
 
     def _is_pushed(self, path: Path) -> bool:
         """Whether an earlier push has stored this very file; its marker has done its work then."""
-        marker = self._marker(path.name)
         try:
-            known = read_json(marker)
-            status = path.stat()
+            return self._marker(path.name).read_text() == self._mark_of(path)
         except (OSError, ValueError):
             return False
-        wanted = {repository.name for repository in self._settings.repositories}
-        return (
-            known is not None
-            and known.get("file") == [status.st_ino, status.st_mtime_ns, status.st_size]
-            and isinstance(stored := known.get("repositories"), list)
-            and (set(stored) >= wanted or self._settings.policy == "first")
-        )
+
+    def _mark_of(self, path: Path) -> str:
+        """What a marker says: which file was stored, and by which configuration, so that with another one it is pushed again."""
+        return f"{file_stamp(path)} {self._settings.source}\n"
 
     def _ready(self, path: Path) -> list[Path]:
         """Files that the server has finished and not yet asked for, histories first; markers of those it is done with go."""
@@ -179,7 +171,7 @@ class Pusher:
         except OSError:
             return []
         with suppress(OSError):
-            for marker in list(self._pushed.glob("*.json")):
+            for marker in list(self._pushed.iterdir()):
                 if marker.stem not in names:
                     marker.unlink(missing_ok=True)
         names.discard(path.name)
@@ -206,16 +198,21 @@ class Pusher:
     def _catch_up(self) -> None:
         """Bring repositories that were down what they miss, from those that have it; what fails is tried again next time."""
         for settings in self._settings.repositories:
-            try:
-                names = sorted(os.listdir(self._behind(settings.name)))[:_CATCH_UP]
-            except OSError:
-                continue
-            with suppress(PgkeepError, OSError):
-                for name in names:
-                    self._open(settings).wal(self._control.system_identifier).put(
-                        name, self._from_others(settings, name)
-                    )
+            for name in self._missing_in(settings.name)[:_CATCH_UP]:
+                try:
+                    data = self._from_others(settings, name)
+                    self._open(settings).wal(self._control.system_identifier).put(name, data)
                     (self._behind(settings.name) / name).unlink()
+                except (PgkeepError, OSError) as error:
+                    self.warnings.append(f"repository {settings.name} misses {name}: {error}")
+                    if isinstance(error, PgkeepError) and _is_away(error):
+                        break
+
+    def _missing_in(self, repository: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self._behind(repository)))
+        except OSError:
+            return []
 
     def _from_others(self, wanting: PushRepository, name: str) -> bytes:
         failure: PgkeepError = StoreError(f"no repository has {name}")
@@ -239,6 +236,14 @@ def _check_segment(name: str, data: bytes, control: ControlFile) -> None:
         start=start,
         segment_size=control.wal_segment_size,
     )
+
+
+def _is_away(error: PgkeepError) -> bool:
+    """Whether a repository cannot be used now, and nothing else is wrong: what the policy "first" is for.
+
+    A file system that is not mounted leaves an empty directory, which is no repository.
+    """
+    return isinstance(error, StoreError | RepositoryError) and not isinstance(error, DifferentWalError)
 
 
 def control_file_of(data_directory: Path) -> ControlFile:
@@ -279,4 +284,6 @@ def push_line(python: str, thin: Path, socket: Path, cluster: str, config: Path,
 
 def _for_shell(word: str) -> str:
     """Quoted for the shell, and for PostgreSQL, which takes % for a placeholder; %p itself is quoted for names with spaces."""
+    import shlex
+
     return '"%p"' if word == "%p" else shlex.quote(word).replace("%", "%%")

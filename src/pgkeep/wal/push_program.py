@@ -16,12 +16,15 @@ def main(words: list[str]) -> int:
 
     config, cluster, state, path = Path(words[0]), words[1], Path(words[2]), Path(words[3])
     try:
-        Pusher(settings_of_program(config, cluster, state), state, data_directory_of(path)).push(path)
+        pusher = Pusher(settings_of_program(config, cluster, state), state, data_directory_of(path))
+        pusher.push(path)
     except Exception as error:  # noqa: BLE001 - whatever it is, the server must hear of it and try again
         sys.stderr.write(f"pgkeep: {error}\n")
         if hint := getattr(error, "hint", None):
             sys.stderr.write(f"hint: {hint}\n")
         return exit_code_of(error)
+    for warning in pusher.warnings:
+        sys.stderr.write(f"pgkeep: warning: {warning}\n")
     return 0
 
 

@@ -11,7 +11,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["PushRepository", "PushSettings", "push_state", "settings_of_program"]
+__all__ = ["PushRepository", "PushSettings", "file_stamp", "push_state", "settings_of_program"]
 
 _STAMP = "settings.json"
 
@@ -28,8 +28,9 @@ class PushRepository:
 
 @dataclass(frozen=True, slots=True)
 class PushSettings:
-    """A cluster's settings for pushing; see `pgkeep.config.WalSettings`."""
+    """A cluster's settings for pushing; see `pgkeep.config.WalSettings`. ``source`` is the `file_stamp` of where they stand."""
 
+    source: str
     cluster: str
     repositories: tuple[PushRepository, ...]
     policy: str
@@ -44,10 +45,13 @@ def push_state(spool: Path) -> Path:
 def settings_of_program(config_path: Path, cluster: str, state: Path) -> PushSettings:
     """The settings by the stamp in ``state``, or from the configuration where it is none of this file. Raises ConfigError."""
     try:
-        source = _source(config_path)
-        stamp = json.loads((state / _STAMP).read_bytes())
-        if stamp["source"] == source and stamp["settings"]["cluster"] == cluster:
-            fields = stamp["settings"]
+        fields = json.loads((state / _STAMP).read_bytes())
+        if (fields["path"], fields["source"], fields["cluster"]) == (
+            str(config_path),
+            file_stamp(config_path),
+            cluster,
+        ):
+            del fields["path"]
             repositories = tuple(PushRepository(**repository) for repository in fields.pop("repositories"))
             return PushSettings(**fields, repositories=repositories)
     except (OSError, ValueError, KeyError, TypeError):
@@ -58,9 +62,20 @@ def settings_of_program(config_path: Path, cluster: str, state: Path) -> PushSet
     return settings
 
 
+def file_stamp(path: Path) -> str:
+    """What tells whether a file is the one that it was: inode, time and size, as `pgkeep.wal.thin_push` writes them, too.
+
+    Raises OSError.
+    """
+    status = path.stat()
+    return f"{status.st_ino} {status.st_mtime_ns} {status.st_size}"
+
+
 def _load(config_path: Path, name: str) -> PushSettings:
     from pgkeep.config import load_config
 
+    # before it is read: what changes meanwhile is read again next time
+    source = file_stamp(config_path) if config_path.exists() else ""
     config = load_config(config_path, {})
     cluster = config.cluster(name)
     repositories = tuple(
@@ -72,20 +87,15 @@ def _load(config_path: Path, name: str) -> PushSettings:
         )
         for settings in config.repositories_of(cluster)
     )
-    return PushSettings(cluster.name, repositories, cluster.wal.policy, cluster.wal.push_ahead)
+    return PushSettings(source, cluster.name, repositories, cluster.wal.policy, cluster.wal.push_ahead)
 
 
 def _write_stamp(config_path: Path, settings: PushSettings, state: Path) -> None:
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = state / f"{_STAMP}.{os.getpid()}"
-        temporary.write_text(json.dumps({"source": _source(config_path), "settings": asdict(settings)}))
+        temporary.write_text(json.dumps({"path": str(config_path), **asdict(settings)}))
         temporary.replace(state / _STAMP)
     except OSError:
         # pushing works without, only slower
         return
-
-
-def _source(path: Path) -> list[object]:
-    status = path.stat()
-    return [str(path), status.st_ino, status.st_mtime_ns, status.st_size]

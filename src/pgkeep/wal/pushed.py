@@ -6,13 +6,16 @@ bring (``.history``, ``.backup`` and ``.partial`` files, and segments from befor
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
 from pgkeep.errors import DamageError, ServerError, StoreError, UsageError
 from pgkeep.postgres.lsn import LSN
+from pgkeep.postgres.timeline import parse_history_name
 from pgkeep.postgres.wal import (
+    SEGMENT_HEADER_SIZE,
     WalFileKind,
     check_segment_header,
     classify,
@@ -27,7 +30,7 @@ __all__ = ["PushedFiles"]
 _STREAM_WAIT = 20.0
 """Seconds that the stream has to bring a segment that the server has archived already."""
 
-_POLL = 0.05
+_POLL = 0.005
 _MOST_BYTES = 1 << 30
 
 
@@ -56,23 +59,25 @@ class PushedFiles:
             raise UsageError(f"not the name of a WAL file: {name!r}")
         if spool is None:
             raise ServerError("the receiver has not reached its server yet", hint="the server tries again by itself")
-        data = file.read(_MOST_BYTES + 1)
         if kind is WalFileKind.SEGMENT:
-            self._take_segment(name, data, spool)
-        else:
-            if kind is WalFileKind.PARTIAL:
-                _check_segment(name.removesuffix(".partial"), data, spool)
+            self._take_segment(name, file, spool)
+            return
+        if kind is WalFileKind.PARTIAL:
+            _check_segment(name.removesuffix(".partial"), file, spool)
+        data = file.read(_MOST_BYTES + 1)
+        # a history that the stream brought is in the spool before the timeline's first byte
+        if kind is not WalFileKind.HISTORY or spool.histories.get(parse_history_name(name)) != data:
             self._store(name, data, spool)
 
-    def _take_segment(self, name: str, data: bytes, spool: Spool) -> None:
-        timeline, start = _check_segment(name, data, spool)
+    def _take_segment(self, name: str, file: BinaryIO, spool: Spool) -> None:
+        timeline, start = _check_segment(name, file, spool)
         deadline = time.monotonic() + _STREAM_WAIT
         end = Position(timeline, LSN(start + spool.identity.segment_size))
         while True:
             segment = next((held for held in spool.segments() if held.name == name), None)
             if segment is not None and segment.complete and segment.first == segment.start:
                 try:
-                    same = _is_same(spool, segment, data)
+                    same = _is_same(spool, segment, file)
                 except (DamageError, StoreError):
                     # it left the spool meanwhile, or is damaged there: the repositories are asked
                     break
@@ -86,37 +91,41 @@ class PushedFiles:
             comes = durable is not None and durable.timeline == timeline and durable < end and self._is_streaming()
             if not comes or time.monotonic() > deadline:
                 break
-            time.sleep(_POLL)
+            with spool.changed:
+                spool.changed.wait(_POLL)
         # shipped already, or never to come by the stream
-        self._store(name, data, spool)
+        file.seek(0)
+        self._store(name, file.read(_MOST_BYTES + 1), spool)
 
     def _store(self, name: str, data: bytes, spool: Spool) -> None:
         for archive in self._archives(spool.identity.system_identifier).values():
-            archive.put(name, data)
+            # what was shipped already is compared, and not sealed and written once more
+            if not (archive.exists(name) and archive.get(name) == data):
+                archive.put(name, data)
 
 
-def _check_segment(name: str, data: bytes, spool: Spool) -> tuple[int, LSN]:
+def _check_segment(name: str, file: BinaryIO, spool: Spool) -> tuple[int, LSN]:
+    """Timeline and start of the segment, by its name; the file is left at its beginning."""
     size = spool.identity.segment_size
     try:
         timeline, start = parse_segment_name(name, size)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if len(data) != size:
-        raise DamageError(f"WAL segment {name} has {len(data)} bytes instead of {size}", path=name)
+    found = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if found != size:
+        raise DamageError(f"WAL segment {name} has {found} bytes instead of {size}", path=name)
     check_segment_header(
-        read_segment_header(data),
+        read_segment_header(file.read(SEGMENT_HEADER_SIZE)),
         system_identifier=spool.identity.system_identifier,
         timeline=timeline,
         start=start,
         segment_size=size,
     )
+    file.seek(0)
     return timeline, start
 
 
-def _is_same(spool: Spool, segment: SpoolSegment, data: bytes) -> bool:
-    position = 0
-    for part in spool.read(segment, segment.first, segment.end):
-        if data[position : position + len(part)] != part:
-            return False
-        position += len(part)
-    return position == len(data)
+def _is_same(spool: Spool, segment: SpoolSegment, file: BinaryIO) -> bool:
+    file.seek(0)
+    return all(file.read(len(part)) == part for part in spool.read(segment, segment.first, segment.end))

@@ -23,7 +23,7 @@ from pgkeep.errors import BusyError, PgkeepError, ServerError, StoreError
 from pgkeep.opening import open_repository, read_secret
 from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.replication import ReplicationConnection, SystemIdentity
-from pgkeep.postgres.replication_errors import SlotInvalidated, SlotIsBusy, SlotMissing, WalRemoved
+from pgkeep.postgres.replication_errors import PrerequisiteMissing, SlotIsBusy, SlotMissing, WalRemoved
 from pgkeep.postgres.wal_stream import WalStream
 from pgkeep.repository import Repository
 from pgkeep.repository.wal_objects import WalArchive
@@ -191,7 +191,7 @@ class WalReceiver:
                 self.spool.rollback()
         elif isinstance(error, WalRemoved):
             self._start.lost = str(error)
-        elif isinstance(error, SlotInvalidated | SlotMissing):
+        elif isinstance(error, PrerequisiteMissing | SlotMissing):
             self._start.slot_is_bad = True
             self.alarms.raise_alarm("slot", f"replication slot {self.cluster.slot} is made anew: {error}", error.hint)
         elif isinstance(error, SlotIsBusy):
@@ -218,6 +218,8 @@ class WalReceiver:
             silence = _silence_limit(connection)
             while not self._stopping.is_set():
                 start = self._start.find(connection, identity, spool)
+                for shipper in self.shippers:
+                    shipper.begin_at(start)
                 stream = connection.stream(start.lsn, start.timeline, self.cluster.slot)
                 if stream.end is None:
                     self._begun(stream)

@@ -111,6 +111,11 @@ class Shipper:
         """Begin."""
         self._thread.start()
 
+    def begin_at(self, position: Position) -> None:
+        """Receiving begins here: where nothing waits in the spool, there is nothing before it to ship."""
+        if self.shipped is None and not self._spool.segments():
+            self.shipped = position
+
     def finish(self, seconds: float) -> None:
         """Ship what is left, for so many seconds at most, and end."""
         self._finish_by = time.monotonic() + seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import select
 import socket
 import struct
@@ -14,7 +15,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from pgkeep.errors import PgkeepError, TargetError
-from pgkeep.postgres.account import server_account
+from pgkeep.postgres.account import ACCOUNT_VARIABLE
 
 __all__ = ["PushServer"]
 
@@ -40,8 +41,7 @@ class PushServer:
     def __init__(self, path: Path, handler: Handler) -> None:
         self._path = path
         self._handler = handler
-        account = server_account()
-        self._allowed = {0, os.geteuid()} | ({account.uid} if account is not None else set())
+        self._allowed = {0, os.geteuid()} | _server_users()
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
         self._thread = threading.Thread(target=self._accept, name="wal-push", daemon=True)
 
@@ -116,3 +116,11 @@ class PushServer:
             for descriptor in descriptors:
                 os.close(descriptor)
         return 0, ""
+
+
+def _server_users() -> set[int]:
+    """PostgreSQL's account on this machine, also for a receiver that runs as another one than root."""
+    try:
+        return {pwd.getpwnam(os.environ.get(ACCOUNT_VARIABLE) or "postgres").pw_uid}
+    except KeyError:
+        return set()

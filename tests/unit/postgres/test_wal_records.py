@@ -278,6 +278,18 @@ def test_a_feed_that_begins_in_a_page_finds_its_first_record_by_its_crc() -> Non
         assert found == [event for event in wal.events if event.lsn >= wal.start + begin]
 
 
+@pytest.mark.parametrize("begin", range(1, 40))
+def test_what_is_left_of_a_header_is_not_taken_for_one(begin: int) -> None:
+    """The magic number says how long the entries of dropped statistics are, and only a whole one does."""
+    wal = HandWal(version=18)
+    wal.fill(100)
+    wal.end_prepared(MOMENT, 77, statistics=3, statistic_size=16)
+    wal.fill(9000)
+    wal.end_prepared(MOMENT, 78, statistics=3, statistic_size=16)
+    found = WalRecordParser(MIB).feed(wal.start + begin, bytes(wal.data[begin:]))
+    assert [event.xid for event in found] == [77, 78]
+
+
 @given(wals(), st.data())
 def test_damaged_wal_gives_no_events_that_were_not_written(wal: HandWal, data: st.DataObject) -> None:
     damaged = bytearray(wal.data)

@@ -93,7 +93,7 @@ def test_a_large_directory_has_listings_of_some_256_names() -> None:
 def test_trailing_elements_of_an_entry_may_be_left_out_and_more_may_come() -> None:
     entry = FileEntry(b"n", 0, 0o600, 5, 6, inline=b"")
     fields = [b"n", 0, 0o600, 5, 6, b""]
-    for written in (fields, [*fields, None], [*fields, None, None], [*fields, None, None, "from a later version"]):
+    for written in (fields, [*fields, None], [*fields, None, None], [*fields, None, None, 0, "from a later version"]):
         assert decode_listing(msgspec.msgpack.encode([written])) == [entry]
 
 

@@ -378,7 +378,7 @@ def test_a_store_that_hangs_is_an_error_after_the_limit_and_not_before(place: Pl
 
 def test_who_waits_for_a_segment_under_way_waits_for_one_time_limit_only(place: Place) -> None:
     place.put(1, 2)
-    with place.prefetcher(jobs=1, time_limit=1.0):
+    with place.prefetcher(jobs=1, time_limit=3.0):
         reached = threading.Event()
 
         def hang() -> None:
@@ -390,7 +390,7 @@ def test_who_waits_for_a_segment_under_way_waits_for_one_time_limit_only(place: 
         assert reached.wait(10)
         began = time.monotonic()
         assert place.ask(name_of(2)) == 209
-        assert time.monotonic() - began < 1.9
+        assert time.monotonic() - began < 5.5
         place.store.healthy.set()
         place.take(2)
 

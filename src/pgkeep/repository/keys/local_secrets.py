@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from argon2.low_level import Type, hash_secret_raw
-
 from pgkeep.errors import KeyFailure
 from pgkeep.repository.crypto import SALT_SIZE, derive_key
 from pgkeep.repository.keys.secret import Fields, hex_field
@@ -141,6 +139,8 @@ class Passphrase:
         return self.passphrase.encode()
 
     def _wrapping_key(self, salt: bytes) -> bytes:
+        from argon2.low_level import Type, hash_secret_raw
+
         return hash_secret_raw(self.passphrase.encode(), salt, hash_len=32, type=Type.ID, **_ARGON2)
 
 
