@@ -94,6 +94,25 @@ class ContentWriter:
         """Store a content unless the repository has it. Raises StoreError, also for an earlier pack."""
         assert len(plain) <= MAX_CONTENT_SIZE
         content_id = self._keys.content_id(plain)
+        known = self._known_or_claimed(content_id)
+        if known is not None:
+            return StoredContent(content_id, known, new=False)
+        compressed, codec = compress(plain, self._parameters.compression_level), Codec.ZSTD
+        if len(compressed) >= len(plain):
+            compressed, codec = bytes(plain), Codec.RAW
+        return self._add(kind, content_id, compressed, len(plain), codec)
+
+    def put_compressed(
+        self, kind: PackKind, content_id: bytes, compressed: bytes, plain_size: int, codec: Codec
+    ) -> StoredContent:
+        """`put` a content that is compressed already, whose id `content_id` has said."""
+        known = self._known_or_claimed(content_id)
+        if known is not None:
+            return StoredContent(content_id, known, new=False)
+        return self._add(kind, content_id, compressed, plain_size, codec)
+
+    def _known_or_claimed(self, content_id: bytes) -> int | None:
+        """What a content takes that is there; None where it is the caller's to store now."""
         with self._lock:
             known = self._seen.get(content_id)
             if known is None:
@@ -103,17 +122,15 @@ class ContentWriter:
                     self._seen[content_id] = 0
                 else:
                     known = location.entry.stored_size
-        if known is not None:
-            return StoredContent(content_id, known, new=False)
-        compressed, codec = compress(plain, self._parameters.compression_level), Codec.ZSTD
-        if len(compressed) >= len(plain):
-            compressed, codec = bytes(plain), Codec.RAW
+        return known
+
+    def _add(self, kind: PackKind, content_id: bytes, compressed: bytes, plain_size: int, codec: Codec) -> StoredContent:
         full = None
         with self._lock:
             builder = self._builders.get(kind)
             if builder is None:
                 builder = self._builders[kind] = PackBuilder(self._keys, kind)
-            entry = builder.add(content_id, compressed, len(plain), codec)
+            entry = builder.add(content_id, compressed, plain_size, codec)
             self._seen[content_id] = entry.stored_size
             if builder.size >= self._parameters.pack_size:
                 full = self._builders.pop(kind)
@@ -222,6 +239,10 @@ class ContentReader:
 
     def read(self, pack: str, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
         """The plain bytes of contents of one pack, given in order of offset, by one range read."""
+        return ((entry, plain) for entry, _, plain in self.read_both(pack, entries))
+
+    def read_both(self, pack: str, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, bytes, bytes]]:
+        """`read`, with the compressed bytes before the plain ones."""
         first, last = entries[0], entries[-1]
         try:
             data = memoryview(self._store.get(pack, first.offset, last.offset + last.stored_size - first.offset))
@@ -230,7 +251,7 @@ class ContentReader:
             raise DamageError(f"{pack} is gone", object_name=pack) from None
         for entry in entries:
             start = entry.offset - first.offset
-            yield entry, reader.open(entry, data[start : start + entry.stored_size])
+            yield entry, *reader.open_both(entry, data[start : start + entry.stored_size])
 
     def _pack(self, name: str) -> PackReader:
         reader = self._packs.get(name)

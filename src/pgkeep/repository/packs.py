@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -25,7 +26,16 @@ from pgkeep.repository.codec import Codec, decompress
 from pgkeep.repository.crypto import BOXED, ID_SIZE, TAG_SIZE, KeyRing, Sealer, Suite
 from pgkeep.repository.store import Buffer, Store
 
-__all__ = ["MAX_CONTENT_SIZE", "PackBuilder", "PackEntry", "PackKind", "PackReader", "pack_name", "read_pack_table"]
+__all__ = [
+    "MAX_CONTENT_SIZE",
+    "PackBuilder",
+    "PackEntry",
+    "PackKind",
+    "PackReader",
+    "pack_name",
+    "pack_table",
+    "read_pack_table",
+]
 
 _MAGIC = b"pgkeepP1"
 _END_MAGIC = b"pgkeepPE"
@@ -125,6 +135,10 @@ class PackReader:
 
     def open(self, entry: PackEntry, sealed: Buffer) -> bytes:
         """The plain bytes of a content, checked against its id. Raises DamageError naming the pack."""
+        return self.open_both(entry, sealed)[1]
+
+    def open_both(self, entry: PackEntry, sealed: Buffer) -> tuple[bytes, bytes]:
+        """`open`, with the compressed bytes before the plain ones."""
         associated = _associated(self._keys, self._kind, entry.id, entry.plain_size, entry.codec)
         try:
             compressed = self._sealer.open(_nonce(entry.offset), sealed, associated)
@@ -133,24 +147,31 @@ class PackReader:
             raise _damaged(self._name, f"{error} (at byte {entry.offset})") from None
         if len(plain) != entry.plain_size or self._keys.content_id(plain) != entry.id:
             raise _damaged(self._name, f"the content at byte {entry.offset} is not what its id names")
-        return plain
+        return compressed, plain
 
 
 def read_pack_table(store: Store, keys: KeyRing, name: str) -> list[PackEntry]:
     """What a pack says of itself. Raises ObjectMissing, DamageError."""
-    size = store.info(name).size
+    return _read_table(keys, name, store.info(name).size, lambda start, length: store.get(name, start, length))
+
+
+def pack_table(keys: KeyRing, name: str, data: Buffer) -> list[PackEntry]:
+    """`read_pack_table` of a pack whose bytes are at hand."""
+    view = memoryview(data)
+    return _read_table(keys, name, len(view), lambda start, length: bytes(view[start : start + length]))
+
+
+def _read_table(keys: KeyRing, name: str, size: int, get: Callable[[int, int], bytes]) -> list[PackEntry]:
     if size < _HEADER.size + _FOOTER.size:
         raise _damaged(name, "it is cut off")
-    kind, mode, salt = _read_header(name, store.get(name, 0, _HEADER.size), keys.suite)
-    sealed_size, count, magic = _FOOTER.unpack(store.get(name, size - _FOOTER.size, _FOOTER.size))
+    kind, mode, salt = _read_header(name, get(0, _HEADER.size), keys.suite)
+    sealed_size, count, magic = _FOOTER.unpack(get(size - _FOOTER.size, _FOOTER.size))
     offset = size - _FOOTER.size - sealed_size
     if magic != _END_MAGIC or offset < _HEADER.size or sealed_size != count * _ENTRY.size + TAG_SIZE:
         raise _damaged(name, "it is cut off")
     associated = _associated(keys, kind, _TABLE_ID, count * _ENTRY.size, Codec.RAW)
     try:
-        table = _table_sealer(keys, kind, mode, salt).open(
-            _nonce(offset), store.get(name, offset, sealed_size), associated
-        )
+        table = _table_sealer(keys, kind, mode, salt).open(_nonce(offset), get(offset, sealed_size), associated)
     except DamageError as error:
         raise _damaged(name, f"in its table, {error}") from None
     return [

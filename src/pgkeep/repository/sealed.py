@@ -24,7 +24,16 @@ from pgkeep.repository.codec import Codec, compress, decompress
 from pgkeep.repository.crypto import KeyRing
 from pgkeep.repository.store import Buffer, Store
 
-__all__ = ["ObjectSealer", "ObjectType", "check_sealed", "open_parts", "read_sealed", "stream_sealed", "write_sealed"]
+__all__ = [
+    "ObjectSealer",
+    "ObjectType",
+    "check_sealed",
+    "check_sealed_bytes",
+    "open_parts",
+    "read_sealed",
+    "stream_sealed",
+    "write_sealed",
+]
 
 _MAGIC = b"pgkeepO1"
 _HEADER = struct.Struct("<8sBBBBI32s")
@@ -126,13 +135,19 @@ def open_parts(parts: Sequence[Buffer], keys: KeyRing, name: str, type_: ObjectT
 
 def check_sealed(store: Store, name: str) -> int:
     """Scrub an object without a key: its bytes hash to its own check. Returns its size; raises DamageError."""
-    data = memoryview(store.get(name))
+    data = store.get(name)
+    check_sealed_bytes(name, data)
+    return len(data)
+
+
+def check_sealed_bytes(name: str, data: Buffer) -> None:
+    """`check_sealed` of an object whose bytes are at hand. Raises DamageError."""
+    view = memoryview(data)
     try:
-        _check(data)
-        _read_header(data)
+        _check(view)
+        _read_header(view)
     except DamageError as error:
         raise _damaged(name, error) from None
-    return len(data)
 
 
 def _read_header(data: memoryview) -> _Header:

@@ -1,0 +1,7 @@
+"""Between repositories: backups and WAL copied from one to another, and read from whichever has them whole."""
+
+from __future__ import annotations
+
+from pgkeep.copies.job import CopiedBackup, CopyPlan, CopyReport, CopyRequest, plan_copy, run_copy
+
+__all__ = ["CopiedBackup", "CopyPlan", "CopyReport", "CopyRequest", "plan_copy", "run_copy"]
