@@ -87,7 +87,10 @@ def test_a_copy_alone_restores_what_pg_verifybackup_accepts(
     history: tuple[ThrowawayServer, Repository, list[Manifest]], work_dir: Path, kind: str
 ) -> None:
     server, source, manifests = history
-    make = {"shared": lambda: sharing_keys(source, work_dir / "copy"), "other": lambda: with_other_keys(work_dir / "copy")}
+    make = {
+        "shared": lambda: sharing_keys(source, work_dir / "copy"),
+        "other": lambda: with_other_keys(work_dir / "copy"),
+    }
     destination = make[kind]()
 
     report = copy_all(source, destination)

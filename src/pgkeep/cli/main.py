@@ -31,6 +31,8 @@ COMMANDS = {
     "restore": ("pgkeep.cli.restore_cmd", "Bring a backup back into a directory."),
     "restore-point": ("pgkeep.cli.restore_point_cmd", "Name this moment, so that a restore can go back to it."),
     "wal": ("pgkeep.cli.wal_cmd", "Receive, push, fetch and watch write-ahead log."),
+    "status": ("pgkeep.cli.status_cmd", "Show how each repository stands, and how far it is behind the best."),
+    "copy": ("pgkeep.cli.copy_cmd", "Copy backups and WAL from one repository into another."),
     "verify": ("pgkeep.cli.verify_cmd", "Check stored bytes and backups against damage."),
     "export": ("pgkeep.cli.export_cmd", "Write a backup as the files of pg_basebackup."),
     "key": ("pgkeep.cli.key_cmd", "Who can open a repository: list, add, remove, rotate, export, verify."),

@@ -3,5 +3,15 @@
 from __future__ import annotations
 
 from pgkeep.copies.job import CopiedBackup, CopyPlan, CopyReport, CopyRequest, plan_copy, run_copy
+from pgkeep.copies.mend import MendReport, run_mend
 
-__all__ = ["CopiedBackup", "CopyPlan", "CopyReport", "CopyRequest", "plan_copy", "run_copy"]
+__all__ = [
+    "CopiedBackup",
+    "CopyPlan",
+    "CopyReport",
+    "CopyRequest",
+    "MendReport",
+    "plan_copy",
+    "run_copy",
+    "run_mend",
+]

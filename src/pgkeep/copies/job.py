@@ -24,7 +24,17 @@ from pgkeep.repository.keys import same_keys
 from pgkeep.repository.manifests import Manifest
 from pgkeep.repository.store import ObjectExists
 
-__all__ = ["CopiedBackup", "CopyPlan", "CopyReport", "CopyRequest", "plan_copy", "run_copy"]
+__all__ = [
+    "CopiedBackup",
+    "CopyPlan",
+    "CopyReport",
+    "CopyRequest",
+    "copy_contents",
+    "copy_leases",
+    "plan_copy",
+    "run_copy",
+    "transfer_of",
+]
 
 
 class CopyRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +92,7 @@ class CopyReport:
 
 def plan_copy(request: CopyRequest, source: Repository, destination: Repository) -> CopyPlan:
     """What `run_copy` would do; writes nothing. Raises as that does."""
-    transfer = _transfer(request, source, destination, Silent())
+    transfer = transfer_of(request, source, destination, Silent())
     wanted, there = _choose(request, source, destination)
     packs: set[str] = set()
     size = 0
@@ -93,7 +103,9 @@ def plan_copy(request: CopyRequest, source: Repository, destination: Repository)
             # what of it the destination has under another id, nobody knows before it is opened
             size += manifest.stored_size if manifest is wanted[0] else manifest.new_size
     size += sum(source.store.info(name).size for name in packs)
-    files = [each for system in _systems(request, source) for each in lacking_wal(transfer, system)] if request.wal else []
+    files = (
+        [each for system in _systems(request, source) for each in lacking_wal(transfer, system)] if request.wal else []
+    )
     return CopyPlan(transfer.same_keys, wanted, there, len(packs), size, len(files), sum(size for _, size in files))
 
 
@@ -107,7 +119,7 @@ def run_copy(
     DifferentWalError, RepositoryError where the two are one.
     """
     progress = progress or Silent()
-    transfer = _transfer(request, source, destination, progress)
+    transfer = transfer_of(request, source, destination, progress)
     wanted, there = _choose(request, source, destination)
     report = CopyReport(transfer.same_keys, there=there)
     systems = {manifest.system_identifier for manifest in wanted}
@@ -147,7 +159,9 @@ def copy_leases(source: Repository, destination: Repository, system: int, progre
         try:
             reading = stack.enter_context(source.lease(f"copy of cluster {system} to {destination.id}"))
         except StoreError as error:
-            progress.note(f"{source.store.url} takes no lease, so that only its grace period keeps what is read: {error}")
+            progress.note(
+                f"{source.store.url} takes no lease, so that only its grace period keeps what is read: {error}"
+            )
         else:
             if reading.took_over:
                 # whoever removes a dead writer's lease sees to what that has left
@@ -155,7 +169,8 @@ def copy_leases(source: Repository, destination: Repository, system: int, progre
         yield
 
 
-def _transfer(request: CopyRequest, source: Repository, destination: Repository, progress: Progress) -> Transfer:
+def transfer_of(request: CopyRequest, source: Repository, destination: Repository, progress: Progress) -> Transfer:
+    """The two repositories, and what is to be known of them. Raises RepositoryError where they are one, KeyFailure, StoreError."""
     if source.id == destination.id:
         raise RepositoryError(
             f"{source.store.url} and {destination.store.url} are one repository", hint="name two: --from and --to"
@@ -217,24 +232,27 @@ def _copy_backup(transfer: Transfer, manifest: Manifest, common: CommonBackup | 
 
 
 def _copy_with(transfer: Transfer, manifest: Manifest, common: CommonBackup | None) -> CopiedBackup:
+    copy = copy_contents(transfer, manifest, common)
+    for name in manifest.wal.segments:
+        copy_wal_file(transfer, manifest.system_identifier, name)
+    # a twin that was quicker has committed the same
+    with suppress(ObjectExists):
+        transfer.destination.catalog.commit(copy)
+    return CopiedBackup(copy, copy.new_size)
+
+
+def copy_contents(transfer: Transfer, manifest: Manifest, common: CommonBackup | None) -> Manifest:
+    """Make a backup's contents durable in the destination, which may have some of them; its manifest as it is to be there.
+
+    Raises DamageError, StoreError.
+    """
     source, destination = transfer.source, transfer.destination
     if transfer.same_keys:
         transfer.progress.phase(f"looking for what {destination.store.url} lacks of {manifest.id}")
         packs = needed_packs(transfer, manifest, common)
         transfer.progress.phase(f"copying {manifest.id}", sum(source.store.info(name).size for name in packs))
-        new_size = copy_packs(transfer, packs)
-        copy = msgspec.structs.replace(manifest, new_size=new_size)
-    else:
-        transfer.progress.phase(f"copying {manifest.id}")
-        with destination.writer() as writer:
-            directories = TreeMover(transfer, writer, common).move(manifest)
-        new_size = writer.new_bytes
-        copy = msgspec.structs.replace(manifest, directories=directories, new_size=new_size)
-    for name in manifest.wal.segments:
-        copy_wal_file(transfer, manifest.system_identifier, name)
-    # a twin that was quicker has committed the same
-    with suppress(ObjectExists):
-        destination.catalog.commit(copy)
-    return CopiedBackup(copy, new_size)
-
-
+        return msgspec.structs.replace(manifest, new_size=copy_packs(transfer, packs))
+    transfer.progress.phase(f"copying {manifest.id}")
+    with destination.writer() as writer:
+        directories = TreeMover(transfer, writer, common).move(manifest)
+    return msgspec.structs.replace(manifest, directories=directories, new_size=writer.new_bytes)

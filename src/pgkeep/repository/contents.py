@@ -124,7 +124,9 @@ class ContentWriter:
                     known = location.entry.stored_size
         return known
 
-    def _add(self, kind: PackKind, content_id: bytes, compressed: bytes, plain_size: int, codec: Codec) -> StoredContent:
+    def _add(
+        self, kind: PackKind, content_id: bytes, compressed: bytes, plain_size: int, codec: Codec
+    ) -> StoredContent:
         full = None
         with self._lock:
             builder = self._builders.get(kind)

@@ -32,6 +32,7 @@ __all__ = [
     "PackEntry",
     "PackKind",
     "PackReader",
+    "check_hash",
     "pack_name",
     "pack_table",
     "read_pack_table",
@@ -43,6 +44,7 @@ _HEADER = struct.Struct("<8sBBBB32s")
 _ENTRY = struct.Struct("<32sIIII")
 _FOOTER = struct.Struct("<II8s")
 _TABLE_ID = bytes(ID_SIZE)
+_READ_SIZE = 4 << 20
 
 MAX_CONTENT_SIZE = 64 << 20
 """No content is larger: it bounds what a reader must hold, and offsets stay within 32 bits."""
@@ -148,6 +150,17 @@ class PackReader:
         if len(plain) != entry.plain_size or self._keys.content_id(plain) != entry.id:
             raise _damaged(self._name, f"the content at byte {entry.offset} is not what its id names")
         return compressed, plain
+
+
+def check_hash(store: Store, name: str) -> None:
+    """Scrub an object that is named by the hash of its bytes, a pack or an index, without a key. Raises ObjectMissing, DamageError."""
+    digest, position = hashlib.sha256(), 0
+    # read, not mapped: a disk that cannot read a mapped page kills the process
+    while data := store.get(name, position, _READ_SIZE):
+        digest.update(data)
+        position += len(data)
+    if digest.hexdigest() != name.rpartition("/")[2]:
+        raise _damaged(name, "its bytes do not match its name")
 
 
 def read_pack_table(store: Store, keys: KeyRing, name: str) -> list[PackEntry]:
