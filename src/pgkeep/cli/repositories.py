@@ -85,12 +85,17 @@ class Chosen:
 
     def open_all(self) -> list[Repository]:
         """Every repository of the cluster in its order, or the one that was named. Raises as `open`."""
+        return [open_it() for open_it in self.openers()]
+
+    def openers(self) -> list[Callable[[], Repository]]:
+        """How to open every repository of the cluster, in its order, or the one that was named; each raises as `open`."""
         from pgkeep.opening import open_repository
 
         if self._repository is not None or self._secret() is not None:
-            return [self.open()]
+            return [self.open]
         config = self._context.config()
-        return [open_repository(settings) for settings in config.repositories_of(config.cluster(self._cluster))]
+        settings = config.repositories_of(config.cluster(self._cluster))
+        return [functools.partial(open_repository, each) for each in settings]
 
     def arguments(self) -> list[str]:
         """The words of a command line that chooses the same, from any directory, for programs that call us later."""

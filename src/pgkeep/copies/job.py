@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from pgkeep.copies.raw import copy_packs, needed_packs
+from pgkeep.copies.raw import copy_packs, needed_packs, size_of_packs
 from pgkeep.copies.reseal import TreeMover
 from pgkeep.copies.transfer import Rate, Transfer
 from pgkeep.copies.wal import WalCopy, copy_wal, copy_wal_file, lacking_wal
@@ -102,7 +102,7 @@ def plan_copy(request: CopyRequest, source: Repository, destination: Repository)
         else:
             # what of it the destination has under another id, nobody knows before it is opened
             size += manifest.stored_size if manifest is wanted[0] else manifest.new_size
-    size += sum(source.store.info(name).size for name in packs)
+    size += size_of_packs(transfer, packs)
     files = (
         [each for system in _systems(request, source) for each in lacking_wal(transfer, system)] if request.wal else []
     )
@@ -250,7 +250,7 @@ def copy_contents(transfer: Transfer, manifest: Manifest, common: CommonBackup |
     if transfer.same_keys:
         transfer.progress.phase(f"looking for what {destination.store.url} lacks of {manifest.id}")
         packs = needed_packs(transfer, manifest, common)
-        transfer.progress.phase(f"copying {manifest.id}", sum(source.store.info(name).size for name in packs))
+        transfer.progress.phase(f"copying {manifest.id}", size_of_packs(transfer, packs))
         return msgspec.structs.replace(manifest, new_size=copy_packs(transfer, packs))
     transfer.progress.phase(f"copying {manifest.id}")
     with destination.writer() as writer:

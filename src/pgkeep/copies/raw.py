@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from pgkeep.copies.transfer import Transfer
@@ -20,18 +20,21 @@ from pgkeep.repository.packs import PackEntry, pack_table
 from pgkeep.repository.page_map import decode_map
 from pgkeep.repository.store import ObjectExists, ObjectMissing
 
-__all__ = ["copy_packs", "fetch_pack", "needed_packs"]
+__all__ = ["copy_packs", "fetch_pack", "needed_packs", "size_of_packs"]
 
 _BATCH = 8192
 """Contents that are looked up at once."""
+
+_ASKED_SINGLY = 64
+"""Packs up to which a question for each costs less than a listing of all."""
 
 _INDEX_ENTRIES = 250_000
 """Entries after which an index object is written, as when they were stored."""
 
 
-def needed_packs(transfer: Transfer, manifest: Manifest, common: CommonBackup | None) -> list[str]:
+def needed_packs(transfer: Transfer, manifest: Manifest, common: CommonBackup | None) -> set[str]:
     """The packs of the source with contents of a backup that the destination lacks. Raises DamageError, StoreError."""
-    packs: dict[str, None] = {}
+    packs: set[str] = set()
     there, here = transfer.destination.index, transfer.source.index
     reader = transfer.source.reader()
     for batch in _batches(transfer, manifest, common):
@@ -39,11 +42,23 @@ def needed_packs(transfer: Transfer, manifest: Manifest, common: CommonBackup | 
         found = here.find_all(lacking)
         for content_id in lacking - found.keys():
             reader.locate(content_id)
-        packs.update(dict.fromkeys(location.pack for location in found.values()))
-    return sorted(packs)
+        packs.update(location.pack for location in found.values())
+    return packs
 
 
-def copy_packs(transfer: Transfer, packs: list[str]) -> int:
+def size_of_packs(transfer: Transfer, packs: Collection[str]) -> int:
+    """The bytes of packs in the source; what is gone has none. Raises StoreError."""
+    store = transfer.source.store
+    if len(packs) > _ASKED_SINGLY:
+        return sum(info.size for info in store.list("packs/") if info.name in packs)
+    size = 0
+    for name in packs:
+        with suppress(ObjectMissing):
+            size += store.info(name).size
+    return size
+
+
+def copy_packs(transfer: Transfer, packs: Collection[str]) -> int:
     """Make packs durable in the destination, and then its index; returns their bytes.
 
     After an error what has arrived is in the index all the same, so that the next run goes on. Raises DamageError, StoreError.
@@ -51,7 +66,7 @@ def copy_packs(transfer: Transfer, packs: list[str]) -> int:
     arrivals = _Arrivals(transfer)
     try:
         with transfer.workers("copy") as workers:
-            for pack in packs:
+            for pack in sorted(packs):
                 workers.submit(arrivals.bring, pack)
             workers.drain()
     finally:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from pgkeep.repository.index import Index
     from pgkeep.repository.keys.changes import KeySlots
     from pgkeep.repository.leases import Lease
-    from pgkeep.repository.manifests import Catalog
+    from pgkeep.repository.manifests import Catalog, Manifest
+    from pgkeep.repository.tree import BackupTree
 
 __all__ = ["FORMAT", "ROOT_NAME", "Repository", "exists"]
 
@@ -210,6 +211,12 @@ class Repository:
         from pgkeep.repository.contents import ContentReader
 
         return ContentReader(self.store, self.keys, self.index)
+
+    def tree(self, manifest: Manifest) -> BackupTree:
+        """The files of a backup."""
+        from pgkeep.repository.tree import BackupTree
+
+        return BackupTree(manifest, self.reader())
 
     def writer(self) -> ContentWriter:
         """A writer of contents."""
