@@ -246,7 +246,7 @@ def copy_contents(transfer: Transfer, manifest: Manifest, common: CommonBackup |
 
     Raises DamageError, StoreError.
     """
-    source, destination = transfer.source, transfer.destination
+    destination = transfer.destination
     if transfer.same_keys:
         transfer.progress.phase(f"looking for what {destination.store.url} lacks of {manifest.id}")
         packs = needed_packs(transfer, manifest, common)
