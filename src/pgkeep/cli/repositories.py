@@ -97,6 +97,22 @@ class Chosen:
         settings = config.repositories_of(config.cluster(self._cluster))
         return [functools.partial(open_repository, each) for each in settings]
 
+    @property
+    def name(self) -> str:
+        """How the repository is called in the configuration, or its address."""
+        if self._is_address:
+            assert self._repository is not None
+            return self._repository
+        name: str = self._settings().name
+        return name
+
+    def other_names(self) -> list[str]:
+        """The cluster's other repositories, where one of the configuration is meant."""
+        if self._is_address:
+            return []
+        config = self._context.config()
+        return [each for each in config.cluster(self._cluster).repositories if each != self.name]
+
     def arguments(self) -> list[str]:
         """The words of a command line that chooses the same, from any directory, for programs that call us later."""
         from pgkeep.config import find_config
