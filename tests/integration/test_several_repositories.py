@@ -12,11 +12,12 @@ import pytest
 from pgkeep.backup import BackupRequest, Stored, run_backup_everywhere
 from pgkeep.copies import CopyRequest, run_copy
 from pgkeep.demo.workload import load
-from pgkeep.errors import DamageError, RepositoryError
+from pgkeep.errors import DamageError, RepositoryError, StoreError
 from pgkeep.postgres.server import ThrowawayServer
 from pgkeep.repository import KeyFile, Repository, open_store
 from pgkeep.repository.contents import Parameters
 from pgkeep.restore import RestoreOutcome, RestoreRequest, run_restore
+from support.fault_proxy import Fault
 from support.jobs import KEY, SMALL, backup
 from support.servers import TEST_SETTINGS, run_program, sql
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pgkeep.postgres.binaries import ServerBinaries
+    from support.fault_proxy import FaultProxy
+    from support.seaweed import S3Bucket
 
 OTHER_KEY = KeyFile(bytes(range(100, 132)))
 OTHER_SIZES = Parameters(cell_size=128 << 10, pack_size=1 << 20)
@@ -159,6 +162,26 @@ def test_where_every_repository_is_away_the_backup_fails(service: ThrowawayServe
         backup_everywhere(service, sites)
 
     assert reads_of(service) == before
+
+
+def test_a_bucket_that_fails_in_the_middle_of_a_backup_leaves_it_to_the_directory(
+    service: ThrowawayServer, sites: dict[str, Site], s3_bucket: S3Bucket, fault_proxy: FaultProxy
+) -> None:
+    """The bucket has the newest backup, so that it is the first to be asked; then no pack gets through to it any more."""
+    address = s3_bucket.url_at(fault_proxy.endpoint, retry_for="1s")
+    backup(service.dsn(), Repository.create(open_store(address), KEY, SMALL))
+    fault_proxy.plan = lambda message: (
+        Fault.RESET if message.method == "PUT" and "/packs/" in message.path else Fault.NONE
+    )
+    request = BackupRequest(cluster="test", dsn=service.dsn(), mode="stream", full=True)
+
+    bucket, near = run_backup_everywhere(
+        request, [("bucket", lambda: Repository.open(open_store(address), KEY)), ("near", sites["near"].open)]
+    )
+
+    assert isinstance(bucket.error, StoreError)
+    assert near.manifest is not None
+    assert sites["near"].ids == [near.manifest.id]
 
 
 def test_a_damaged_pack_in_the_first_is_read_from_the_second(

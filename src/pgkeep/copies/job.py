@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
@@ -21,7 +22,7 @@ from pgkeep.errors import DamageError, NotFoundError, RepositoryError, StoreErro
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
 from pgkeep.repository.keys import same_keys
-from pgkeep.repository.manifests import Manifest
+from pgkeep.repository.manifests import BackupName, Manifest
 from pgkeep.repository.store import ObjectExists
 
 __all__ = [
@@ -171,7 +172,8 @@ def copy_leases(source: Repository, destination: Repository, system: int, progre
 
 def transfer_of(request: CopyRequest, source: Repository, destination: Repository, progress: Progress) -> Transfer:
     """The two repositories, and what is to be known of them. Raises RepositoryError where they are one, KeyFailure, StoreError."""
-    if source.id == destination.id:
+    # a mirror that another program has made has the same id, and may be mended and brought up to date
+    if (source.id, source.store.url) == (destination.id, destination.store.url):
         raise RepositoryError(
             f"{source.store.url} and {destination.store.url} are one repository", hint="name two: --from and --to"
         )
@@ -180,36 +182,61 @@ def transfer_of(request: CopyRequest, source: Repository, destination: Repositor
 
 
 def _choose(request: CopyRequest, source: Repository, destination: Repository) -> tuple[list[Manifest], int]:
-    """The backups to copy, oldest first, so that each finds in the destination what it shares with the one before."""
-    there = {(name.system_identifier, name.id) for name in destination.catalog.names()}
+    """The backups to copy, oldest first, so that each finds in the destination what it shares with the one before.
+
+    And how many of those that are meant are there already.
+    """
+    there = set(destination.catalog.names())
     if request.backups:
-        found = [source.catalog.find(reference, request.cluster) for reference in request.backups]
-    elif request.wal and not source.catalog.names():
-        found = []
+        found = {
+            _name_of(each): each for each in (source.catalog.find(word, request.cluster) for word in request.backups)
+        }
+        return [found[name] for name in sorted(found.keys() - there)], len(found.keys() & there)
+    names = source.catalog.names()
+    if not names and not request.wal:
+        raise NotFoundError(f"there is no backup in {source.store.url} to copy", hint="pgkeep list --repository …")
+    lacking = [name for name in names if name not in there]
+    if request.everything:
+        chosen = list(_readable(source, lacking, request.cluster))
     else:
-        found = list(_readable(source, request.cluster))
-        if not found and not request.wal:
-            raise NotFoundError(f"there is no backup in {source.store.url} to copy", hint="pgkeep list --repository …")
-    lacking = {each.id: each for each in found if (each.system_identifier, each.id) not in there}
-    chosen = sorted(lacking.values(), key=lambda manifest: manifest.id)
-    if not request.backups and not request.everything:
-        chosen = [manifest for manifest in chosen if _is_due(manifest, found, there)]
-    return chosen, len(found) - len(lacking)
+        chosen = [
+            manifest
+            for system in sorted({name.system_identifier for name in lacking})
+            for manifest in _due(
+                [each for each in lacking if each.system_identifier == system],
+                [each for each in there if each.system_identifier == system],
+                request.cluster,
+                source,
+                destination,
+            )
+        ]
+    return sorted(chosen, key=lambda manifest: manifest.id), len(names) - len(lacking)
 
 
-def _is_due(manifest: Manifest, found: Sequence[Manifest], there: set[tuple[int, str]]) -> bool:
-    system = manifest.system_identifier
-    newest = max((backup_id for each, backup_id in there if each == system), default=None)
+def _due(
+    lacking: Sequence[BackupName],
+    there: Sequence[BackupName],
+    cluster: str | None,
+    source: Repository,
+    destination: Repository,
+) -> Iterator[Manifest]:
+    """Those newer than the destination's newest, or the newest where it has none. Reads no manifest that it need not."""
+    newest = next(_readable(destination, sorted(there, reverse=True), cluster), None)
     if newest is None:
-        return manifest.id == max(each.id for each in found if each.system_identifier == system)
-    return manifest.id > newest
+        yield from islice(_readable(source, sorted(lacking, reverse=True), cluster), 1)
+    else:
+        yield from _readable(source, [name for name in lacking if name.id > newest.id], cluster)
 
 
-def _readable(source: Repository, cluster: str | None) -> Iterator[Manifest]:
-    for name in source.catalog.names():
+def _name_of(manifest: Manifest) -> BackupName:
+    return BackupName(manifest.id, manifest.system_identifier)
+
+
+def _readable(repository: Repository, names: Sequence[BackupName], cluster: str | None) -> Iterator[Manifest]:
+    for name in names:
         # verify tells of a manifest that is damaged; the others are copied all the same
         with suppress(DamageError):
-            manifest = source.catalog.read(name)
+            manifest = repository.catalog.read(name)
             if cluster in {None, manifest.cluster}:
                 yield manifest
 
@@ -218,7 +245,9 @@ def _systems(request: CopyRequest, source: Repository) -> list[int]:
     """The clusters whose WAL is meant: all, or those that a backup of the named cluster is of."""
     if request.cluster is None:
         return source.clusters()
-    return sorted({manifest.system_identifier for manifest in _readable(source, request.cluster)})
+    return sorted(
+        {manifest.system_identifier for manifest in _readable(source, source.catalog.names(), request.cluster)}
+    )
 
 
 def _copy_backup(transfer: Transfer, manifest: Manifest, common: CommonBackup | None) -> CopiedBackup:

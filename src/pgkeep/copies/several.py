@@ -68,8 +68,8 @@ class SeveralRepositories(Repository):
         message = f"{error}{where}: read from {instead.store.url} instead"
         with self._lock:
             if isinstance(error, StoreError) and not isinstance(error, ObjectMissing):
-                self._shunned[failed.id] = time.monotonic() + _SHUN_SECONDS
-                name = f"store {failed.id}"
+                self._shunned[failed.store.url] = time.monotonic() + _SHUN_SECONDS
+                name = f"store {failed.store.url}"
             if name in self._told:
                 return
             self._told.add(name)
@@ -78,7 +78,7 @@ class SeveralRepositories(Repository):
 
     def shuns(self, repository: Repository) -> bool:
         """Whether a repository has failed a moment ago."""
-        return time.monotonic() < self._shunned.get(repository.id, 0.0)
+        return time.monotonic() < self._shunned.get(repository.store.url, 0.0)
 
 
 def several(repositories: Sequence[Repository], warn: Warn) -> Repository:
