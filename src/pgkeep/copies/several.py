@@ -64,8 +64,8 @@ class SeveralRepositories(Repository):
     def tell(self, failed: Repository, error: PgkeepError, instead: Repository) -> None:
         """One could not give something, and another one did."""
         name = error.object_name if isinstance(error, DamageError) and error.object_name else str(error)
-        where = "" if failed.store.url in str(error) else f" in {failed.store.url}"
-        message = f"{error}{where}: read from {instead.store.url} instead"
+        where = "" if failed.store.url in str(error) else f" ({failed.store.url})"
+        message = f"{error}{where}; read from {instead.store.url} instead"
         with self._lock:
             if isinstance(error, StoreError) and not isinstance(error, ObjectMissing):
                 self._shunned[failed.store.url] = time.monotonic() + _SHUN_SECONDS

@@ -92,7 +92,7 @@ def _judge(standing: Standing, found: Sequence[Standing], little: int) -> Findin
         return failed(name, NotFoundError("it has no backup of this cluster", hint=_remedy(standing, found)))
     behind = []
     if standing.missing:
-        behind.append(f"{len(standing.missing)} backups")
+        behind.append(f"{len(standing.missing)} backup{'s' * (len(standing.missing) > 1)}")
     if any(each.lsn is not None for each in found) and (standing.wal_behind is None or standing.wal_behind > little):
         amount = "WAL" if standing.wal_behind is None else f"{format_size(standing.wal_behind)} of WAL"
         since = "" if standing.seconds_behind is None else f" ({format_duration(standing.seconds_behind)})"
