@@ -22,6 +22,8 @@ from pgkeep.postgres.account import server_account
 from pgkeep.postgres.binaries import ServerBinaries, find_binaries, installed_binaries
 from pgkeep.postgres.server import ThrowawayServer
 from support.disks import quick_place
+from support.fault_proxy import FaultProxy
+from support.seaweed import ADMIN, S3Bucket, SeaweedServer
 from support.servers import MAJORS, TEST_SETTINGS, MakeServer, sql
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def clean_environment() -> Iterator[None]:
     kept = {"PGKEEP_SERVER_ACCOUNT", "PGKEEP_PG_BIN"}
     with pytest.MonkeyPatch.context() as patch:
         for name in os.environ:
-            if name.startswith("PG") and name not in kept:
+            if name.startswith(("PG", "AWS_", "AZURE_", "GOOGLE_")) and name not in kept:
                 patch.delenv(name)
         yield
 
@@ -156,3 +158,25 @@ def database(server: ThrowawayServer) -> Iterator[str]:
     sql(server.dsn(), f"CREATE DATABASE {name}")
     yield server.dsn(name)
     sql(server.dsn(), f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def s3_server(work_root: Path) -> Iterator[SeaweedServer]:
+    """A real S3 server for the whole run. Its administrator's credentials are in the environment from here on."""
+    with SeaweedServer(work_root / "s3") as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in ADMIN.environment().items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def s3_bucket(s3_server: SeaweedServer) -> S3Bucket:
+    """An empty bucket for one test."""
+    return s3_server.make_bucket()
+
+
+@pytest.fixture
+def fault_proxy(s3_server: SeaweedServer) -> Iterator[FaultProxy]:
+    """A way to the S3 server that breaks on demand."""
+    with FaultProxy(s3_server.port) as proxy:
+        yield proxy

@@ -27,9 +27,10 @@ from pgkeep.config import (
 )
 from pgkeep.config_writer import CONFIG_HEADING, format_cluster, format_repository
 from pgkeep.errors import ConfigError, UsageError
-from pgkeep.opening import open_repository, read_secret
+from pgkeep.opening import create_repository, open_repository
 from pgkeep.postgres.dsn import parse_dsn, redact_dsn, with_password_file
-from pgkeep.repository import KeyFile, Repository, exists, open_store
+from pgkeep.repository import KeyFile, exists, open_store
+from pgkeep.repository.object_store_address import ObjectAddress, is_object_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,7 +179,7 @@ def _plan_repositories(
     planned: list[PlannedRepository] = []
     taken = set(config.repositories)
     for url in urls:
-        absolute = url if "://" in url else Path(os.path.normpath(Path(url).expanduser().absolute())).as_uri()
+        absolute = _absolute(url)
         store = open_store(absolute)
         known = next((r for r in config.repositories.values() if r.url == absolute), None)
         if known is not None:
@@ -196,6 +197,13 @@ def _plan_repositories(
     return planned
 
 
+def _absolute(url: str) -> str:
+    """As a configuration has it once it is read."""
+    if is_object_address(url):
+        return str(ObjectAddress.parse(url))
+    return url if "://" in url else Path(os.path.normpath(Path(url).expanduser().absolute())).as_uri()
+
+
 def carry_out(plan: Plan, facts: ServerFacts | None) -> SetupResult:
     """Do what the plan says, the configuration last, so that it never names what is not there.
 
@@ -204,6 +212,7 @@ def carry_out(plan: Plan, facts: ServerFacts | None) -> SetupResult:
     """
     created: list[str] = []
     recovery_keys: dict[str, str] = {}
+    store_findings: list[Finding] = []
     _make_parent(plan.config_path)
     if plan.new_key_file is not None:
         _make_parent(plan.new_key_file)
@@ -214,7 +223,8 @@ def carry_out(plan: Plan, facts: ServerFacts | None) -> SetupResult:
         if planned.exists:
             open_repository(settings)
             continue
-        repository = Repository.create(open_store(settings.url), read_secret(settings.key))
+        repository, found = create_repository(settings)
+        store_findings += found
         created.append(settings.url)
         if repository.encrypted:
             recovery_keys[settings.name] = repository.add_recovery_key()
@@ -225,7 +235,7 @@ def carry_out(plan: Plan, facts: ServerFacts | None) -> SetupResult:
         _write_config(plan)
         created.append(str(plan.config_path))
     findings = [finding for r in plan.repositories for finding in check_repository(r.settings, facts)]
-    return SetupResult(plan, tuple(created), recovery_keys, tuple(findings))
+    return SetupResult(plan, tuple(created), recovery_keys, (*store_findings, *findings))
 
 
 def _make_parent(path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_good_file_becomes_settings(tmp_path: Path) -> None:
         (('["main"]', '["mian"]'), "[cluster.auth] repositories names 'mian', which is not there (nearest: main;"),
         (("key = ", "# key ="), "[repository.main] key is missing"),
         (("file:/etc", "vault:/etc"), 'is none of "file:/path"'),
-        (("file:///backups", "s3://backups"), "a kind that this version does not know"),
+        (("file:///backups", "ftp://backups"), "a kind that this version does not know"),
         (("file:///backups", "file://backups"), "needs an absolute path"),
         (("jobs = 2", "jobs = 0"), "[cluster.auth] backup.jobs: input should be greater than or equal to 1"),
         (("jobs = 2", 'jobs = "2"'), "[cluster.auth] backup.jobs: input should be a valid integer"),

@@ -25,13 +25,19 @@ __all__ = ["command"]
         "pgkeep init 'host=db.example user=replication_user dbname=auth_db'",
         "pgkeep init postgresql://replication_user@db.example/auth_db --name auth --repository /backups/auth",
         "pgkeep init 'host=db.example user=replication_user' --passphrase-file /etc/pgkeep/passphrase --yes",
+        "pgkeep init 'host=db.example user=replication_user' --repository s3://bucket/auth",
+        "pgkeep init 'host=db.example user=replication_user' --repository 's3://bucket/auth?endpoint=https://minio:9000'",
     ),
 )
 @click.argument("dsn")
 @common_options
 @click.option("--name", metavar="NAME", help="What the cluster is called from now on.  [default: main]")
 @click.option(
-    "--repository", "repositories", metavar="URL", multiple=True, help="Where backups go: file:///path, or a path."
+    "--repository",
+    "repositories",
+    metavar="URL",
+    multiple=True,
+    help="Where backups go: file:///path, a path, or s3://, gs:// or az://bucket/prefix.",
 )
 @click.option("--key-file", metavar="FILE", help="Use this key file; it is created where there is none.")
 @click.option("--passphrase-file", metavar="FILE", help="Use the passphrase in this file.")

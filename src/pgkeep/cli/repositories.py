@@ -12,6 +12,7 @@ import click
 from pgkeep.cli.options import Context, cluster_option
 
 if TYPE_CHECKING:
+    from pgkeep.config import KeyReference
     from pgkeep.repository import Repository, Secret, Store
 
 __all__ = ["Chosen", "repository_options"]
@@ -45,6 +46,24 @@ class Chosen:
             return self._cluster
         return self._context.config().cluster(self._cluster).name
 
+    @property
+    def is_configured(self) -> bool:
+        """Whether it is one of the configuration, opened by what that says."""
+        return not self._is_address and self._key_file is None and self._passphrase_file is None
+
+    def key(self) -> KeyReference | None:
+        """What opens it: of the command line, else of the configuration; None where an address came without one."""
+        from pgkeep.config import KeyReference
+
+        if self._key_file is not None:
+            return KeyReference(kind="file", path=self._key_file.absolute())
+        if self._passphrase_file is not None:
+            return KeyReference(kind="passphrase-file", path=self._passphrase_file.absolute())
+        if self._is_address:
+            return None
+        key: KeyReference = self._settings().key
+        return key
+
     def store(self) -> Store:
         """The repository's store, for what needs no key. Raises ConfigError."""
         from pgkeep.repository import open_store
@@ -66,12 +85,33 @@ class Chosen:
 
     def open_all(self) -> list[Repository]:
         """Every repository of the cluster in its order, or the one that was named. Raises as `open`."""
+        return [open_it() for open_it in self.openers()]
+
+    def openers(self) -> list[Callable[[], Repository]]:
+        """How to open every repository of the cluster, in its order, or the one that was named; each raises as `open`."""
         from pgkeep.opening import open_repository
 
         if self._repository is not None or self._secret() is not None:
-            return [self.open()]
+            return [self.open]
         config = self._context.config()
-        return [open_repository(settings) for settings in config.repositories_of(config.cluster(self._cluster))]
+        settings = config.repositories_of(config.cluster(self._cluster))
+        return [functools.partial(open_repository, each) for each in settings]
+
+    @property
+    def name(self) -> str:
+        """How the repository is called in the configuration, or its address."""
+        if self._is_address:
+            assert self._repository is not None
+            return self._repository
+        name: str = self._settings().name
+        return name
+
+    def other_names(self) -> list[str]:
+        """The cluster's other repositories, where one of the configuration is meant."""
+        if self._is_address:
+            return []
+        config = self._context.config()
+        return [each for each in config.cluster(self._cluster).repositories if each != self.name]
 
     def arguments(self) -> list[str]:
         """The words of a command line that chooses the same, from any directory, for programs that call us later."""

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
+from pgkeep.errors import ConfigError
 from pgkeep.units import parse_duration, parse_size
 
 __all__ = [
@@ -30,6 +31,9 @@ __all__ = [
 MIN_RATE, MAX_RATE = 32 << 10, 1 << 30
 
 
+_OBJECT_STORES = ("s3://", "gs://", "az://")
+
+
 def state_directory() -> Path:
     """Where this user's WAL waits (for root as in the Filesystem Hierarchy Standard, else XDG Base Directory Specification)."""
     if os.geteuid() == 0:
@@ -39,37 +43,82 @@ def state_directory() -> Path:
 
 
 class KeyReference(BaseModel):
-    """Where a repository's secret is kept: ``kind`` and, except for "none", the absolute path of a file."""
+    """Where a repository's secret is kept: ``kind``, and the absolute path of a file or whose key it is; neither for "none".
+
+    ``name`` is an OpenPGP recipient as gpg takes it, or the id, ARN or alias of a key of AWS KMS.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["file", "passphrase-file", "none"]
+    kind: Literal["file", "passphrase-file", "gpg", "aws-kms", "none"]
     path: Path | None = None
+    name: str | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.path is None else f"{self.kind}:{self.path}"
+        return self.kind if self.value is None else f"{self.kind}:{self.value}"
+
+    @property
+    def value(self) -> str | None:
+        """The path or the name."""
+        return str(self.path) if self.path is not None else self.name
+
+    @classmethod
+    def parse(cls, text: str, directory: Path | None = None) -> KeyReference:
+        """From a setting's text; a relative path is relative to ``directory``, or to the current one. Raises ValueError."""
+        if text == "none":
+            return cls(kind="none")
+        kind, _, value = text.partition(":")
+        if value and kind in {"file", "passphrase-file"}:
+            path = Path(os.path.normpath((directory or Path.cwd()) / Path(value).expanduser()))
+            return cls(kind=cast("Literal['file', 'passphrase-file']", kind), path=path)
+        # a dash would be taken for an option by the program that is given it
+        if value.strip() and not value.startswith("-") and kind in {"gpg", "aws-kms"}:
+            return cls(kind=cast("Literal['gpg', 'aws-kms']", kind), name=value.strip())
+        raise ValueError(
+            f'{text!r} is none of "file:/path", "passphrase-file:/path", "gpg:RECIPIENT", "aws-kms:KEY_ID" and "none"'
+        )
 
 
 def _parse_key(value: object, info: ValidationInfo) -> object:
     if not isinstance(value, str):
         return value
-    if value == "none":
-        return KeyReference(kind="none")
-    kind, colon, path = value.partition(":")
-    if not colon or not path or kind not in {"file", "passphrase-file"}:
-        raise ValueError(f'{value!r} is none of "file:/path", "passphrase-file:/path" and "none"')
-    return KeyReference(kind=cast("Literal['file', 'passphrase-file']", kind), path=_absolute(path, info))
+    return KeyReference.parse(value, (info.context or {}).get("directory"))
 
 
 def _parse_url(value: str, info: ValidationInfo) -> str:
+    options = _store_options(info)
+    if value.startswith(_OBJECT_STORES):
+        # late: it brings a whole room with it, which the reader of a configuration may not need
+        from pgkeep.repository.object_store_address import ObjectAddress
+
+        try:
+            return str(ObjectAddress.parse(value, options))
+        except ConfigError as error:
+            raise ValueError(f"{error}{f' ({error.hint})' if error.hint else ''}") from None
+    if options:
+        raise ValueError(f"{value!r} is no object store, and takes no {next(iter(options))}")
     if value.startswith("file://"):
         path = value.removeprefix("file://")
         if not path.startswith("/"):
             raise ValueError(f"{value!r} needs an absolute path: file:///path")
         return value
     if re.match(r"[a-z][a-z0-9+.-]*:", value):
-        raise ValueError(f"{value!r} is of a kind that this version does not know (it knows file:///path)")
+        raise ValueError(
+            f"{value!r} is of a kind that this version does not know (it knows file:///path, s3://, gs:// and az://)"
+        )
     return _absolute(value, info).as_uri()
+
+
+def _store_options(info: ValidationInfo) -> dict[str, str]:
+    """The keys that stand beside ``url``, as options of the address."""
+    found = {name: value for name, value in info.data.items() if name not in {"name", "key"} and value is not None}
+    return {name: ("false", "true")[value] if isinstance(value, bool) else str(value) for name, value in found.items()}
+
+
+def _parse_limit(value: object) -> object:
+    if isinstance(value, str):
+        parse_duration(value)
+    return value
 
 
 def _absolute(path: str, info: ValidationInfo) -> Path:
@@ -132,9 +181,24 @@ class Settings(BaseModel):
 
 
 class RepositorySettings(Settings):
-    """``[repository.NAME]``: ``url`` is ``file:///absolute/path``."""
+    """``[repository.NAME]``: ``url`` is ``file:///absolute/path``, or ``s3://``, ``gs://``, ``az://bucket/prefix``.
+
+    The keys between are for object stores (see `pgkeep.repository.object_store_address.OPTIONS`); ``url`` has them in it then, so
+    that it alone is an address.
+    """
 
     name: str
+    # before url, whose validator reads them
+    endpoint: str | None = None
+    region: str | None = None
+    path_style: bool | None = None
+    ca_file: AbsolutePath | None = None
+    profile: str | None = None
+    credentials_file: AbsolutePath | None = None
+    account: str | None = None
+    storage_class: str | None = None
+    allow_http: bool | None = None
+    retry_for: Annotated[str, BeforeValidator(_parse_limit)] | None = None
     url: Annotated[str, Field(min_length=1), AfterValidator(_parse_url)]
     key: Annotated[KeyReference, BeforeValidator(_parse_key)]
 
@@ -142,11 +206,13 @@ class RepositorySettings(Settings):
 class BackupSettings(Settings):
     """``backup = { … }`` of a cluster. ``rate`` is bytes a second; None means no limit, or our own choice.
 
-    ``deep_check`` is the share of files that an incremental reads whole.
+    ``deep_check`` is the share of files that an incremental reads whole. ``policy`` says when a backup has succeeded: stored in all
+    repositories, or in the first that takes it, the others catching up.
     """
 
     mode: Literal["auto", "stream", "local"] = "auto"
     deep_check: Annotated[float, Field(ge=0, le=1), BeforeValidator(_parse_share)] = 1 / 30
+    policy: Literal["all", "first"] = "all"
     label: str | None = None
     jobs: Annotated[int, Field(ge=1, le=256)] | None = None
     rate: Annotated[int, Field(ge=MIN_RATE, le=MAX_RATE), BeforeValidator(_parse_size)] | None = None

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from pgkeep.repository.keys import KeyFile, Passphrase, Secret
+from pgkeep.repository.keys import AwsKmsKey, KeyFile, OpenPgpRecipient, Passphrase, Secret
 from pgkeep.repository.repository import Repository, exists
-from pgkeep.repository.store import Store, open_store
+from pgkeep.repository.store import Capabilities, Store, open_store
 
-__all__ = ["KeyFile", "Passphrase", "Repository", "Secret", "Store", "exists", "open_store"]
+__all__ = [
+    "AwsKmsKey",
+    "Capabilities",
+    "KeyFile",
+    "OpenPgpRecipient",
+    "Passphrase",
+    "Repository",
+    "Secret",
+    "Store",
+    "exists",
+    "open_store",
+]

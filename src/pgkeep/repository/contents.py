@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 from pgkeep.errors import DamageError, PgkeepError
 from pgkeep.repository.codec import Codec, compress
@@ -28,13 +29,24 @@ from pgkeep.repository.packs import (
 from pgkeep.repository.parameters import Parameters
 from pgkeep.repository.store import ObjectMissing, Store
 
-__all__ = ["ContentReader", "ContentWriter", "Location", "Parameters", "StoredContent", "adopt_orphans", "spans"]
+__all__ = [
+    "ContentReader",
+    "ContentWriter",
+    "Location",
+    "Parameters",
+    "StoredContent",
+    "adopt_orphans",
+    "read_tables",
+    "spans",
+]
 
 _INDEX_ENTRIES = 250_000
 """Entries after which an index object is written: some 50 MB of Python objects, 250 GB of cells of 1 MiB."""
 
-_PACKS_IN_FLIGHT = 2
-"""Full packs that may wait for the store: they are the largest part of a backup's memory."""
+_PACKS_WAITING = 1
+"""Full packs that may wait beside those on their way to the store: they are the largest part of a backup's memory."""
+
+_TABLES_AT_ONCE = 1000
 
 _GAP = 64 << 10
 _SPAN = 4 << 20
@@ -68,8 +80,9 @@ class ContentWriter:
         self._finished: list[tuple[str, list[PackEntry]]] = []
         self._in_flight: list[Future[None]] = []
         self._failure: BaseException | None = None
-        self._room = threading.BoundedSemaphore(_PACKS_IN_FLIGHT)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="pack-writer")
+        self._room = threading.BoundedSemaphore(store.parallel_puts + _PACKS_WAITING)
+        self._executor = ThreadPoolExecutor(store.parallel_puts, thread_name_prefix="pack-writer")
+        self._index_lock = threading.Lock()
         self.new_bytes = 0
         """Bytes of the packs that this writer has made durable."""
 
@@ -89,6 +102,25 @@ class ContentWriter:
         """Store a content unless the repository has it. Raises StoreError, also for an earlier pack."""
         assert len(plain) <= MAX_CONTENT_SIZE
         content_id = self._keys.content_id(plain)
+        known = self._known_or_claimed(content_id)
+        if known is not None:
+            return StoredContent(content_id, known, new=False)
+        compressed, codec = compress(plain, self._parameters.compression_level), Codec.ZSTD
+        if len(compressed) >= len(plain):
+            compressed, codec = bytes(plain), Codec.RAW
+        return self._add(kind, content_id, compressed, plain, codec)
+
+    def put_compressed(
+        self, kind: PackKind, content_id: bytes, compressed: bytes, plain: bytes, codec: Codec
+    ) -> StoredContent:
+        """`put` a content that is compressed already, whose id `content_id` has said."""
+        known = self._known_or_claimed(content_id)
+        if known is not None:
+            return StoredContent(content_id, known, new=False)
+        return self._add(kind, content_id, compressed, plain, codec)
+
+    def _known_or_claimed(self, content_id: bytes) -> int | None:
+        """What a content takes that is there; None where it is the caller's to store now."""
         with self._lock:
             known = self._seen.get(content_id)
             if known is None:
@@ -98,11 +130,16 @@ class ContentWriter:
                     self._seen[content_id] = 0
                 else:
                     known = location.entry.stored_size
-        if known is not None:
-            return StoredContent(content_id, known, new=False)
-        compressed, codec = compress(plain, self._parameters.compression_level), Codec.ZSTD
-        if len(compressed) >= len(plain):
-            compressed, codec = bytes(plain), Codec.RAW
+        return known
+
+    def _add(
+        self,
+        kind: PackKind,
+        content_id: bytes,
+        compressed: bytes,
+        plain: bytes | bytearray | memoryview,
+        codec: Codec,
+    ) -> StoredContent:
         sums = self._keys.block_sums.of(plain).tobytes() if kind is PackKind.DATA else None
         full = None
         with self._lock:
@@ -163,16 +200,18 @@ class ContentWriter:
             raise self._failure
 
     def _write_index(self) -> None:
-        with self._lock:
-            finished = list(self._finished)
-        if not finished:
-            return
-        self._index.adopt(write_index(self._store, self._keys, finished))
-        with self._lock:
-            del self._finished[: len(finished)]
-            for _, entries in finished:
-                for entry in entries:
-                    self._seen.pop(entry.id, None)
+        # one at a time: what a second one took would be what the first one is writing
+        with self._index_lock:
+            with self._lock:
+                finished = list(self._finished)
+            if not finished:
+                return
+            self._index.adopt(write_index(self._store, self._keys, finished))
+            with self._lock:
+                del self._finished[: len(finished)]
+                for _, entries in finished:
+                    for entry in entries:
+                        self._seen.pop(entry.id, None)
 
     def _keep_what_is_complete(self) -> None:
         """After an error: the packs that reached the store stay useful; one that is broken is asked for the index only.
@@ -216,6 +255,10 @@ class ContentReader:
 
     def read(self, pack: str, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
         """The plain bytes of contents of one pack, given in order of offset, by one range read."""
+        return ((entry, plain) for entry, _, plain in self.read_both(pack, entries))
+
+    def read_both(self, pack: str, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, bytes, bytes]]:
+        """`read`, with the compressed bytes before the plain ones."""
         first, last = entries[0], entries[-1]
         try:
             data = memoryview(self._store.get(pack, first.offset, last.offset + last.stored_size - first.offset))
@@ -224,7 +267,7 @@ class ContentReader:
             raise DamageError(f"{pack} is gone", object_name=pack) from None
         for entry in entries:
             start = entry.offset - first.offset
-            yield entry, reader.open(entry, data[start : start + entry.stored_size])
+            yield entry, *reader.open_both(entry, data[start : start + entry.stored_size])
 
     def block_sums(self, pack: str) -> dict[int, bytes]:
         """The sums of the blocks of each content of a pack, by its offset; see `pgkeep.repository.packs.read_block_sums`."""
@@ -263,7 +306,39 @@ def adopt_orphans(store: Store, keys: KeyRing, index: Index) -> int:
     index.refresh()
     known = index.known_packs()
     orphans = [info.name for info in store.list("packs/") if info.name not in known]
-    tables = [(name, read_pack_table(store, keys, name)) for name in orphans]
+    tables, damaged = read_tables(store, keys, orphans)
+    if damaged:
+        # says what is wrong with it
+        read_pack_table(store, keys, damaged[0])
     if tables:
         index.adopt(write_index(store, keys, tables))
     return len(tables)
+
+
+def read_tables(
+    store: Store, keys: KeyRing, packs: Iterable[str]
+) -> tuple[list[tuple[str, list[PackEntry]]], list[str]]:
+    """What packs say of themselves, in their order, and the names of those that are damaged. Raises StoreError."""
+
+    def read(name: str) -> tuple[str, list[PackEntry] | None]:
+        try:
+            return name, read_pack_table(store, keys, name)
+        except DamageError:
+            return name, None
+
+    tables, damaged = list[tuple[str, list[PackEntry]]](), list[str]()
+    # each takes four questions: over a network they are asked side by side
+    with ThreadPoolExecutor(4 * store.parallel_puts, thread_name_prefix="pack-reader") as executor:
+        for batch in _batches(packs, _TABLES_AT_ONCE):
+            for name, table in executor.map(read, batch):
+                if table is None:
+                    damaged.append(name)
+                else:
+                    tables.append((name, table))
+    return tables, damaged
+
+
+def _batches(names: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(names)
+    while batch := list(islice(iterator, size)):
+        yield batch

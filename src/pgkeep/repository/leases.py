@@ -49,11 +49,13 @@ class Lease:
         self.took_over = False
 
     def __enter__(self) -> Lease:
-        self._write()
         try:
+            self._write()
             self._give_way()
         except BaseException:
-            self._delete(self._names)
+            with contextlib.suppress(PgkeepError):
+                # what went wrong first tells more
+                self._delete(self._names)
             raise
         self._renewer.start()
         return self

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from pgkeep.direct_io import write_new
 from pgkeep.errors import DamageError, StoreError
-from pgkeep.repository.store import Buffer, ObjectExists, ObjectInfo, ObjectMissing, check_name
+from pgkeep.repository.store import Buffer, Capabilities, ObjectExists, ObjectInfo, ObjectMissing, check_name
 
 __all__ = ["PosixStore"]
 
@@ -53,6 +53,14 @@ class PosixStore:
     def writer(self) -> str:
         """See `Store.writer`."""
         return self._writer
+
+    @property
+    def parallel_puts(self) -> int:
+        """See `Store.parallel_puts`."""
+        return 1
+
+    def adapt(self, capabilities: Capabilities) -> None:
+        """See `Store.adapt`: a file system can do all that is asked of it."""
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
         """See `Store.put`."""

@@ -14,23 +14,28 @@ from typing import TYPE_CHECKING
 
 from pgkeep.errors import DamageError, KeyFailure, RepositoryError
 from pgkeep.repository.crypto import KeyRing, Suite
-from pgkeep.repository.keys import KeyFile, Secret, add_slot, unwrap_root_key
+from pgkeep.repository.keys import KeyFile, Secret, create_slot, held_generations, open_key_ring, ring_of
 from pgkeep.repository.parameters import Parameters
 from pgkeep.repository.records import read_record, write_record
-from pgkeep.repository.store import ObjectMissing, Store
+from pgkeep.repository.store import Capabilities, ObjectMissing, Store
 from pgkeep.repository.wal_objects import WalArchive
 from pgkeep.units import utc_now
 
 if TYPE_CHECKING:
     from pgkeep.repository.contents import ContentReader, ContentWriter
     from pgkeep.repository.index import Index
+    from pgkeep.repository.keys.changes import KeySlots
     from pgkeep.repository.leases import Lease
-    from pgkeep.repository.manifests import Catalog
+    from pgkeep.repository.manifests import Catalog, Manifest
+    from pgkeep.repository.tree import BackupTree
 
 __all__ = ["FORMAT", "ROOT_NAME", "Repository", "exists"]
 
 FORMAT = 1
 ROOT_NAME = "pgkeep.json"
+
+_SEALED = "sealed"
+"""The required feature of a repository in sealed mode."""
 
 
 def exists(store: Store) -> bool:
@@ -43,30 +48,62 @@ def exists(store: Store) -> bool:
 
 
 class Repository:
-    """A repository that is open: the way to its contents, backups and WAL."""
+    """A repository that is open: the way to its contents, backups and WAL.
 
-    def __init__(self, store: Store, keys: KeyRing, identity: str, parameters: Parameters) -> None:
+    ``capabilities`` is what its store was found to do when it was created, None for a directory.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        keys: KeyRing,
+        identity: str,
+        parameters: Parameters,
+        capabilities: Capabilities | None = None,
+    ) -> None:
         self.store = store
         self.keys = keys
         self.id = identity
         self.parameters = parameters
+        self.capabilities = capabilities
         self._index: Index | None = None
 
     @classmethod
-    def create(cls, store: Store, secret: Secret | None, parameters: Parameters | None = None) -> Repository:
+    def create(
+        cls,
+        store: Store,
+        secret: Secret | None,
+        parameters: Parameters | None = None,
+        capabilities: Capabilities | None = None,
+        reader: Secret | None = None,
+        keys_of: KeyRing | None = None,
+    ) -> Repository:
         """Create a repository; ``secret`` opens it, None means that its owner chose no encryption.
 
+        ``capabilities`` is what a probe of the store found out, for everybody who opens the repository. ``reader``: in sealed
+        mode, where only this one reads data and WAL back; ``secret`` adds then. What is returned is opened by ``secret``.
+        ``keys_of``: those of another repository, so that objects can be copied between the two as they are.
         Raises RepositoryError where the place is not empty, StoreError.
         """
+        if capabilities is not None:
+            store.adapt(capabilities)
         # key slots alone are what a creation left that was killed before its last write
         if any(not info.name.startswith("keys/") for info in store.list("")):
             what = "there is a repository already" if exists(store) else "the place is not empty"
             raise RepositoryError(f"cannot create a repository at {store.url}: {what}", hint="name an empty place")
-        family = secrets.token_bytes(16)
+        assert keys_of is None or (keys_of.suite is Suite.NONE) == (secret is None)
+        family = secrets.token_bytes(16) if keys_of is None else keys_of.family
         keys = KeyRing.unencrypted(family)
+        sealed = reader is not None
         if secret is not None:
-            keys = KeyRing(Suite.AES_256_GCM, secrets.token_bytes(32), family)
-            add_slot(store, family, keys.root_key, secret)
+            from pgkeep.repository.keys.generations import new_generation
+
+            generations = [new_generation(sealed=sealed)] if keys_of is None else held_generations(keys_of)
+            sealed = generations[0].public is not None
+            if reader is not None:
+                create_slot(store, family, generations, reader, label="reads")
+            opened = create_slot(store, family, generations, secret, appends_only=reader is not None)
+            keys = ring_of(store, family, opened, [])
         parameters = parameters or Parameters()
         fields: dict[str, object] = {
             "format": FORMAT,
@@ -75,14 +112,16 @@ class Repository:
             "created": utc_now().isoformat(timespec="seconds"),
             "encryption": _encryption(keys),
             "parameters": asdict(parameters),
-            "required_features": [],
+            "required_features": [_SEALED] if sealed else [],
         }
+        if capabilities is not None:
+            fields["capabilities"] = capabilities.fields()
         write_record(store, ROOT_NAME, {**fields, "seal": _seal(keys, fields)})
-        return cls(store, keys, str(fields["id"]), parameters)
+        return cls(store, keys, str(fields["id"]), parameters, capabilities)
 
     @classmethod
-    def open(cls, store: Store, secret: Secret | None) -> Repository:
-        """Open a repository.
+    def open(cls, store: Store, secret: Secret | None, *, slot: str | None = None) -> Repository:
+        """Open a repository, by the first key slot that the secret opens or by the one that is named.
 
         Raises RepositoryError where there is none, or one of a format that this version does not know; KeyFailure where
         the key is missing or wrong; DamageError where its root record is not what was written.
@@ -106,16 +145,19 @@ class Repository:
                 hint='name it with key = "file:/path" or key = "passphrase-file:/path"',
             )
         else:
-            keys = KeyRing(Suite.AES_256_GCM, unwrap_root_key(store, family, secret), family)
+            keys = open_key_ring(store, family, secret, slot=slot)
         if not hmac.compare_digest(seal.encode(), _seal(keys, fields).encode()):
             raise DamageError(
                 f"{ROOT_NAME} was not written with this repository's key",
                 object_name=ROOT_NAME,
                 hint="someone changed the repository's parameters; bring the object back from a copy",
             )
-        parameters = fields["parameters"]
+        parameters, probed = fields["parameters"], fields.get("capabilities")
         assert isinstance(parameters, dict)
-        return cls(store, keys, str(fields["id"]), Parameters(**parameters))
+        capabilities = Capabilities.of(probed) if isinstance(probed, dict) else None
+        if capabilities is not None:
+            store.adapt(capabilities)
+        return cls(store, keys, str(fields["id"]), Parameters(**parameters), capabilities)
 
     @property
     def encrypted(self) -> bool:
@@ -138,9 +180,16 @@ class Repository:
 
     def add_recovery_key(self) -> str:
         """Add a key slot for a new recovery key and return its printed form: the only time that it can be seen."""
-        key = KeyFile(secrets.token_bytes(32))
-        add_slot(self.store, self.keys.family, self.keys.root_key, key)
+        key = KeyFile.new()
+        self.slots.add(key, label="recovery key")
         return key.text()
+
+    @property
+    def slots(self) -> KeySlots:
+        """Who can open it. Raises KeyFailure where it is not encrypted."""
+        from pgkeep.repository.keys.changes import KeySlots
+
+        return KeySlots(self.store, self.keys)
 
     @property
     def catalog(self) -> Catalog:
@@ -162,6 +211,12 @@ class Repository:
         from pgkeep.repository.contents import ContentReader
 
         return ContentReader(self.store, self.keys, self.index)
+
+    def tree(self, manifest: Manifest) -> BackupTree:
+        """The files of a backup."""
+        from pgkeep.repository.tree import BackupTree
+
+        return BackupTree(manifest, self.reader())
 
     def writer(self) -> ContentWriter:
         """A writer of contents."""
@@ -186,17 +241,12 @@ class Repository:
 
         Raises DamageError where packs are damaged, after the index of the others is written; the old index stays then.
         """
+        from pgkeep.repository.contents import read_tables
         from pgkeep.repository.index import IndexSegment, write_index
-        from pgkeep.repository.packs import read_pack_table
 
         # listed before the packs: an index that comes meanwhile may cover packs that the listing below has missed
         old = [info.name for info in self.store.list("index/")]
-        tables, damaged = [], []
-        for info in self.store.list("packs/"):
-            try:
-                tables.append((info.name, read_pack_table(self.store, self.keys, info.name)))
-            except DamageError:
-                damaged.append(info.name)
+        tables, damaged = read_tables(self.store, self.keys, (info.name for info in self.store.list("packs/")))
         new = write_index(self.store, self.keys, tables)
         try:
             IndexSegment(self.keys, new, self.store.read_mapped(new))
@@ -227,7 +277,7 @@ def _read_root(store: Store) -> dict[str, object]:
             hint="check the address (url = …), or create one with: pgkeep init",
         ) from None
     unknown = fields.get("required_features")
-    if fields.get("format") != FORMAT or unknown != []:
+    if fields.get("format") != FORMAT or unknown not in ([], [_SEALED]):
         what = f"format {fields.get('format')}" if fields.get("format") != FORMAT else f"features {unknown}"
         raise RepositoryError(
             f"the repository at {store.url} has {what}; this pgkeep knows format {FORMAT}",

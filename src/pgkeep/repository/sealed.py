@@ -14,7 +14,6 @@ else 0: cutting the object or adding to it fails) and with the associated data
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,19 @@ from enum import IntEnum
 
 from pgkeep.errors import DamageError
 from pgkeep.repository.codec import Codec, compress, decompress
-from pgkeep.repository.crypto import SALT_SIZE, KeyRing
+from pgkeep.repository.crypto import KeyRing
 from pgkeep.repository.store import Buffer, Store
 
-__all__ = ["ObjectSealer", "ObjectType", "check_sealed", "open_parts", "read_sealed", "stream_sealed", "write_sealed"]
+__all__ = [
+    "ObjectSealer",
+    "ObjectType",
+    "check_sealed",
+    "check_sealed_bytes",
+    "open_parts",
+    "read_sealed",
+    "stream_sealed",
+    "write_sealed",
+]
 
 _MAGIC = b"pgkeepO1"
 _HEADER = struct.Struct("<8sBBBBI32s")
@@ -49,6 +57,7 @@ class ObjectType(IntEnum):
 class _Header:
     type: ObjectType
     suite: int
+    key_mode: int
     codec: Codec
     chunk_size: int
     salt: bytes
@@ -59,10 +68,10 @@ class ObjectSealer:
     """Seals one object piece by piece: it holds the compressed object and one plain chunk."""
 
     def __init__(self, keys: KeyRing, name: str, type_: ObjectType, *, level: int = 3) -> None:
-        salt = os.urandom(SALT_SIZE)
-        header = _HEADER.pack(_MAGIC, type_, keys.suite, 0, Codec.ZSTD, _CHUNK_SIZE, salt)
+        seal = keys.new_seal(_purpose(type_), boxed=type_ is ObjectType.WAL)
+        header = _HEADER.pack(_MAGIC, type_, keys.suite, seal.mode, Codec.ZSTD, _CHUNK_SIZE, seal.salt)
         self.name = name
-        self._sealer = keys.sealer(salt, _purpose(type_))
+        self._sealer = seal.sealer
         self._associated = _associated(keys, header, name)
         self._level = level
         self._parts = [header]
@@ -126,21 +135,27 @@ def open_parts(parts: Sequence[Buffer], keys: KeyRing, name: str, type_: ObjectT
 
 def check_sealed(store: Store, name: str) -> int:
     """Scrub an object without a key: its bytes hash to its own check. Returns its size; raises DamageError."""
-    data = memoryview(store.get(name))
+    data = store.get(name)
+    check_sealed_bytes(name, data)
+    return len(data)
+
+
+def check_sealed_bytes(name: str, data: Buffer) -> None:
+    """`check_sealed` of an object whose bytes are at hand. Raises DamageError."""
+    view = memoryview(data)
     try:
-        _check(data)
-        _read_header(data)
+        _check(view)
+        _read_header(view)
     except DamageError as error:
         raise _damaged(name, error) from None
-    return len(data)
 
 
 def _read_header(data: memoryview) -> _Header:
     magic, type_, suite, key_mode, codec, chunk_size, salt = _HEADER.unpack_from(data)
     try:
-        if magic != _MAGIC or key_mode != 0:
+        if magic != _MAGIC:
             raise ValueError
-        return _Header(ObjectType(type_), suite, Codec(codec), chunk_size, salt, bytes(data[: _HEADER.size]))
+        return _Header(ObjectType(type_), suite, key_mode, Codec(codec), chunk_size, salt, bytes(data[: _HEADER.size]))
     except ValueError:
         raise DamageError("it has no header of a sealed object") from None
 
@@ -157,7 +172,7 @@ def _open_chunks(data: memoryview, keys: KeyRing, name: str, type_: ObjectType) 
     header = _read_header(data)
     if header.type is not type_ or header.suite != keys.suite:
         raise DamageError(f"it is not a {type_.name.lower()} of this repository")
-    sealer = keys.sealer(header.salt, _purpose(type_))
+    sealer = keys.sealer(header.salt, _purpose(type_), header.key_mode)
     associated = _associated(keys, header.encoded, name)
     position, end, number = _HEADER.size, len(data) - _CHECK_SIZE, 0
     while position < end or number == 0:

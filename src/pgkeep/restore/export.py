@@ -1,4 +1,7 @@
-"""Export: the files that ``pg_basebackup -F tar -X stream`` writes, from a backup in a repository."""
+"""Export: the files that ``pg_basebackup -F tar -X stream`` writes, from a backup in a repository.
+
+With a lock each is an OpenPGP message, by the ``gpg`` program and through a pipe: no plain byte of them touches the disk.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from pgkeep import gpg
 from pgkeep.errors import TargetError, UsageError
 from pgkeep.postgres.tar import END_OF_ARCHIVE, MemberType, padding, tar_header
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
 from pgkeep.repository.manifests import Manifest
 from pgkeep.repository.maps import Directory
-from pgkeep.repository.tree import BackupFile, BackupTree
+from pgkeep.repository.tree import BackupFile
 from pgkeep.repository.wal_objects import split_piece
 from pgkeep.restore.backup_manifest import backup_manifest
 from pgkeep.restore.plan import refuse_repository
@@ -43,28 +47,40 @@ def export_tar(
     directory: str | Path,
     *,
     compress: str = "gzip",
+    lock: gpg.Lock | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write the archives and ``backup_manifest`` into an empty or new directory; returns their paths.
 
-    ``compress`` is a key of `SUFFIXES`. Raises TargetError where the directory is not empty or cannot be written,
-    DamageError naming file and object. Files are fsynced.
+    ``compress`` is a key of `SUFFIXES`; ``lock`` encrypts every file, whose names end in ``.gpg`` then. Raises TargetError where the
+    directory is not empty or cannot be written, KeyFailure where gpg does not encrypt, DamageError naming file and object.
+    Files are fsynced.
     """
     if compress not in SUFFIXES:
         raise UsageError(f"not a compression: {compress}", hint=f"one of {', '.join(SUFFIXES)}")
-    return _Export(repository, manifest, Path(directory), compress, progress or Silent()).run()
+    if lock is not None and lock.recipient is not None:
+        # says what is wrong before anything is made
+        gpg.encrypt(b"", lock.recipient)
+    return _Export(repository, manifest, Path(directory), compress, lock, progress or Silent()).run()
 
 
 class _Export:
     def __init__(
-        self, repository: Repository, manifest: Manifest, directory: Path, compress: str, progress: Progress
+        self,
+        repository: Repository,
+        manifest: Manifest,
+        directory: Path,
+        compress: str,
+        lock: gpg.Lock | None,
+        progress: Progress,
     ) -> None:
         self._repository = repository
         self._manifest = manifest
         self._directory = directory
         self._compress = compress
+        self._lock = lock
         self._progress = progress
-        self._tree = BackupTree(manifest, repository.reader())
+        self._tree = repository.tree(manifest)
         self._written: list[Path] = []
         self._mtime = int(manifest.started.timestamp())
 
@@ -156,11 +172,15 @@ class _Export:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[IO[bytes]]:
-        path = self._directory / name
+        path = self._directory / (name if self._lock is None else f"{name}.gpg")
         with target_errors(os.fsencode(path)), path.open("xb") as file:
             os.fchmod(file.fileno(), 0o600)
-            yield file
-            file.flush()
+            if self._lock is None:
+                yield file
+                file.flush()
+            else:
+                with gpg.encrypting(file, self._lock) as plain:
+                    yield plain
             os.fsync(file.fileno())
         self._written.append(path)
 

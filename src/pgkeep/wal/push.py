@@ -8,14 +8,15 @@ beside the one it asks for are stored, too, and remembered by a marker: the push
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from pgkeep.errors import DamageError, PgkeepError, RepositoryError, StoreError, UsageError
 from pgkeep.postgres.control_file import CONTROL_FILE, ControlFile, parse_control_file
 from pgkeep.postgres.wal import WalFileKind, check_segment_header, classify, parse_segment_name, read_segment_header
-from pgkeep.repository import KeyFile, Passphrase, Repository, open_store
+from pgkeep.repository import Repository, open_store
+from pgkeep.repository.keys import secret_of
 from pgkeep.repository.wal_objects import DifferentWalError
 from pgkeep.wal.claims import ForeignServerError, check_claim, data_directory_claim
 from pgkeep.wal.push_settings import PushRepository, PushSettings, file_stamp
@@ -140,12 +141,7 @@ class Pusher:
     def _open(self, settings: PushRepository) -> Repository:
         opened = self._repositories.get(settings.name)
         if opened is None:
-            secret = None
-            if settings.key_path is not None:
-                read: Callable[[Path], KeyFile | Passphrase] = (
-                    KeyFile.read if settings.key_kind == "file" else Passphrase.read
-                )
-                secret = read(Path(settings.key_path))
+            secret = secret_of(settings.key_kind, settings.key_path or "")
             opened = self._repositories[settings.name] = Repository.open(open_store(settings.url), secret)
         return opened
 

@@ -18,7 +18,7 @@ _STAMP = "settings.json"
 
 @dataclass(frozen=True, slots=True)
 class PushRepository:
-    """A repository: its address, the kind of its key, and the key's file."""
+    """A repository: its address, the kind of its key, and the key's file or name."""
 
     name: str
     url: str
@@ -83,7 +83,7 @@ def _load(config_path: Path, name: str) -> PushSettings:
             settings.name,
             settings.url,
             settings.key.kind,
-            None if settings.key.path is None else str(settings.key.path),
+            settings.key.value,
         )
         for settings in config.repositories_of(cluster)
     )

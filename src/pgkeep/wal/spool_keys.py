@@ -166,26 +166,27 @@ def _wrap_all(
     slots = []
     for secret in configured.values():
         if secret is not None:
-            salt = os.urandom(32)
-            slots.append(_wrap(keys, "secret", _owner(keys, secret), salt, secret.wrapping_key(salt)))
+            wrapping_key, found_by = secret.new_wrapping(keys.family)
+            slots.append(_wrap(keys, "secret", _owner(keys, secret), found_by, wrapping_key))
     for repository in repositories.values():
         if repository.encrypted:
             salt = os.urandom(32)
             owner = repository.keys.family.hex()
-            slots.append(_wrap(keys, "root", owner, salt, repository.keys.derive(salt, _PURPOSE)))
+            found_by = {"salt": salt.hex()}
+            slots.append(_wrap(keys, "root", owner, found_by, repository.keys.derive(salt, _PURPOSE)))
     return slots
 
 
 def _owner(keys: KeyRing, secret: Secret) -> str:
     """Tells secrets apart to those who have the spool's key, and nothing to others."""
-    text = secret.text() if hasattr(secret, "text") else secret.passphrase
-    return keys.content_id(text.encode()).hex()[:16]
+    return keys.content_id(secret.identity()).hex()[:16]
 
 
-def _wrap(keys: KeyRing, kind: str, owner: str, salt: bytes, wrapping_key: bytes) -> dict[str, str]:
+def _wrap(keys: KeyRing, kind: str, owner: str, found_by: Mapping[str, object], wrapping_key: bytes) -> dict[str, str]:
     nonce = os.urandom(12)
     wrapped = AESGCM(wrapping_key).encrypt(nonce, keys.root_key, _associated(keys.family, kind))
-    return {"kind": kind, "owner": owner, "salt": salt.hex(), "nonce": nonce.hex(), "wrapped": wrapped.hex()}
+    texts = {name: value for name, value in found_by.items() if isinstance(value, str)}
+    return {**texts, "kind": kind, "owner": owner, "nonce": nonce.hex(), "wrapped": wrapped.hex()}
 
 
 def _unwrap_any(
@@ -203,7 +204,7 @@ def _unwrap_any(
                 if repository.keys.family.hex() == slot["owner"]
             ]
         else:
-            openers = [secret.wrapping_key(salt) for secret in configured.values() if secret is not None]
+            openers = [key for secret in configured.values() if (key := _wrapping_of(secret, family, slot)) is not None]
         for opener in openers:
             with contextlib.suppress(InvalidTag):
                 root = AESGCM(opener).decrypt(
@@ -211,6 +212,14 @@ def _unwrap_any(
                 )
                 return KeyRing(Suite.AES_256_GCM, root, family)
     return None
+
+
+def _wrapping_of(secret: Secret | None, family: bytes, slot: Mapping[str, str]) -> bytes | None:
+    """A secret's key for a slot of the spool; None where there is none now, as of a service that does not answer."""
+    try:
+        return None if secret is None else secret.wrapping_of(family, slot)
+    except (KeyFailure, ValueError):
+        return None
 
 
 def _associated(family: bytes, kind: str) -> bytes:

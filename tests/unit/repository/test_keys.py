@@ -9,12 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgkeep.errors import DamageError, KeyFailure
-from pgkeep.repository.keys import KeyFile, Passphrase, add_slot, unwrap_root_key
+from pgkeep.repository.crypto import Generation
+from pgkeep.repository.keys import KeyFile, Passphrase, Secret, create_slot, open_key_ring
 from pgkeep.repository.posix import PosixStore
 from pgkeep.repository.records import read_record, write_record
 
 FAMILY, ROOT_KEY = bytes(range(16)), bytes(range(100, 132))
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+
+
+def add_slot(store: PosixStore, family: bytes, root_key: bytes, secret: Secret) -> str:
+    return create_slot(store, family, [Generation(root_key)], secret).slot.name
+
+
+def unwrap_root_key(store: PosixStore, family: bytes, secret: Secret) -> bytes:
+    return open_key_ring(store, family, secret).root_key
+
 
 secrets = st.binary(min_size=32, max_size=32).map(KeyFile)
 

@@ -7,7 +7,8 @@ import pytest
 from pgkeep.errors import DamageError, KeyFailure, RepositoryError
 from pgkeep.repository import KeyFile, Passphrase, Repository, exists
 from pgkeep.repository.contents import Parameters
-from pgkeep.repository.keys import add_slot
+from pgkeep.repository.crypto import Generation
+from pgkeep.repository.keys import create_slot
 from pgkeep.repository.posix import PosixStore
 from pgkeep.repository.records import read_record, write_record
 
@@ -42,7 +43,7 @@ def test_a_place_that_is_not_empty_is_refused(store: PosixStore) -> None:
 
 def test_a_creation_that_was_killed_before_its_last_write_can_be_done_again(store: PosixStore) -> None:
     """All it left is a key slot, which opens nothing."""
-    add_slot(store, bytes(16), bytes(32), KeyFile(bytes(32)))
+    create_slot(store, bytes(16), [Generation(bytes(32))], KeyFile(bytes(32)))
 
     Repository.create(store, SECRET)
 

@@ -1,9 +1,4 @@
-"""Key slots: the root key, wrapped once for each way to open the repository.
-
-A slot is one line of JSON, ``keys/<slot>.json``. Two kinds: a *key* (32 random bytes in a key file, or printed as the
-recovery key: the same text serves as both) and a *passphrase* (Argon2id, RFC 9106). The root key is wrapped with
-AES-256-GCM; the associated data binds family, slot and kind.
-"""
+"""Secrets that are text in a file: a key file, which may be a recovery key too, and a passphrase."""
 
 from __future__ import annotations
 
@@ -14,16 +9,13 @@ import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pgkeep.errors import KeyFailure
+from pgkeep.repository.crypto import SALT_SIZE, derive_key
+from pgkeep.repository.keys.secret import Fields, hex_field
 
-from pgkeep.errors import DamageError, KeyFailure, PgkeepError
-from pgkeep.repository.crypto import derive_key
-from pgkeep.repository.records import read_record, write_record
-from pgkeep.repository.store import Store
-
-__all__ = ["KeyFile", "Passphrase", "Secret", "add_slot", "unwrap_root_key"]
+__all__ = ["KeyFile", "Passphrase"]
 
 _ARGON2 = {"time_cost": 3, "memory_cost": 64 << 10, "parallelism": 4}
 """Argon2id with 3 passes over 64 MiB (in KiB here) in 4 lanes: RFC 9106's second recommendation."""
@@ -36,12 +28,17 @@ class KeyFile:
     """32 secret bytes, kept in a file or on paper."""
 
     secret: bytes
-    kind = "key"
+    kind: ClassVar[str] = "key"
+
+    @classmethod
+    def new(cls) -> KeyFile:
+        """Random bytes, written nowhere."""
+        return cls(secrets.token_bytes(32))
 
     @classmethod
     def generate(cls, path: str | Path) -> KeyFile:
         """Create a key file, readable by its owner only. Raises KeyFailure where there is a file already."""
-        key = cls(secrets.token_bytes(32))
+        key = cls.new()
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -96,8 +93,20 @@ class KeyFile:
         encoded = base64.b32encode(raw).decode().rstrip("=")
         return "-".join([_PREFIX, *(encoded[i : i + 4] for i in range(0, len(encoded), 4))])
 
-    def wrapping_key(self, salt: bytes) -> bytes:
-        """The key that wraps the root key in a slot."""
+    def new_wrapping(self, _family: bytes) -> tuple[bytes, Fields]:
+        """See `Secret.new_wrapping`."""
+        salt = os.urandom(SALT_SIZE)
+        return self._wrapping_key(salt), {"salt": salt.hex()}
+
+    def wrapping_of(self, _family: bytes, fields: Fields) -> bytes | None:
+        """See `Secret.wrapping_of`."""
+        return self._wrapping_key(hex_field(fields, "salt"))
+
+    def identity(self) -> bytes:
+        """See `Secret.identity`."""
+        return self.text().encode()
+
+    def _wrapping_key(self, salt: bytes) -> bytes:
         return derive_key(self.secret, salt, "key slot")
 
 
@@ -106,7 +115,7 @@ class Passphrase:
     """A passphrase that a person remembers."""
 
     passphrase: str
-    kind = "passphrase"
+    kind: ClassVar[str] = "passphrase"
 
     @classmethod
     def read(cls, path: str | Path) -> Passphrase:
@@ -116,60 +125,23 @@ class Passphrase:
             raise KeyFailure(f"the passphrase file {path} is empty")
         return cls(passphrase)
 
-    def wrapping_key(self, salt: bytes) -> bytes:
-        """The key that wraps the root key in a slot."""
+    def new_wrapping(self, _family: bytes) -> tuple[bytes, Fields]:
+        """See `Secret.new_wrapping`."""
+        salt = os.urandom(SALT_SIZE)
+        return self._wrapping_key(salt), {"salt": salt.hex(), "kdf": {"name": "argon2id", **_ARGON2}}
+
+    def wrapping_of(self, _family: bytes, fields: Fields) -> bytes | None:
+        """See `Secret.wrapping_of`."""
+        return self._wrapping_key(hex_field(fields, "salt"))
+
+    def identity(self) -> bytes:
+        """See `Secret.identity`."""
+        return self.passphrase.encode()
+
+    def _wrapping_key(self, salt: bytes) -> bytes:
         from argon2.low_level import Type, hash_secret_raw
 
         return hash_secret_raw(self.passphrase.encode(), salt, hash_len=32, type=Type.ID, **_ARGON2)
-
-
-Secret = KeyFile | Passphrase
-
-
-def add_slot(store: Store, family: bytes, root_key: bytes, secret: Secret) -> str:
-    """Wrap the root key for one more secret; returns the slot's name."""
-    slot = secrets.token_hex(4)
-    salt, nonce = os.urandom(32), os.urandom(12)
-    wrapped = AESGCM(secret.wrapping_key(salt)).encrypt(nonce, root_key, _associated(family, slot, secret.kind))
-    record: dict[str, object] = {
-        "kind": secret.kind,
-        "salt": salt.hex(),
-        "nonce": nonce.hex(),
-        "wrapped": wrapped.hex(),
-    }
-    if isinstance(secret, Passphrase):
-        record["kdf"] = {"name": "argon2id", **_ARGON2}
-    write_record(store, f"keys/{slot}.json", record)
-    return slot
-
-
-def unwrap_root_key(store: Store, family: bytes, secret: Secret) -> bytes:
-    """The root key, by the first slot that the secret opens. Raises KeyFailure, DamageError."""
-    damage: PgkeepError | None = None
-    for info in list(store.list("keys/")):
-        slot = info.name.removeprefix("keys/").removesuffix(".json")
-        try:
-            record = read_record(store, info.name)
-            if record.get("kind") != secret.kind:
-                continue
-            salt, nonce, wrapped = (bytes.fromhex(str(record[field])) for field in ("salt", "nonce", "wrapped"))
-            return AESGCM(secret.wrapping_key(salt)).decrypt(nonce, wrapped, _associated(family, slot, secret.kind))
-        except InvalidTag:
-            continue
-        except DamageError as error:
-            damage = error
-        except (KeyError, ValueError):
-            damage = DamageError(f"{info.name} is damaged: it is no key slot", object_name=info.name)
-    if damage is not None:
-        raise damage
-    raise KeyFailure(
-        f"this {secret.kind} does not open the repository at {store.url}",
-        hint="name the right key in the configuration (key = …); the recovery key in a file serves as a key file",
-    )
-
-
-def _associated(family: bytes, slot: str, kind: str) -> bytes:
-    return b"pgkeep/1 slot" + family + f"{slot} {kind}".encode()
 
 
 def _read_secret_file(path: str | Path) -> str:
