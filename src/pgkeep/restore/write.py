@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
@@ -28,11 +29,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _WINDOW = 1024
 """Cells that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
 
-HELD = 48 << 20
+HELD = 32 << 20
 """Bytes of contents that a window holds whole, because they have pages of many cells; of those beyond it holds what its cells need, which is
-half as much at most. Two windows are at work at once, and share what both need: after thirty incrementals of 1 % each, a window is
-some 80 cells, and a bundle has pages of 100.
+half as much at most. Windows that are at work share what they need: after thirty incrementals of 1 % each, a window is some 60 cells,
+and a bundle has pages of 100.
 """
+
+_WINDOWS = 2
+"""Windows that may be written while the next one's contents are fetched: with one, the last cell of each would be waited for."""
 
 _TOGETHER = 16
 """Cells that one call puts together from held pages alone."""
@@ -69,7 +73,7 @@ class FileWriter:
         self._shared_pages = 0
         self._file_cells = FileCells(source.cell_size, self._page_size)
         self._begun: Begun | None = None
-        self._written = Latch(0)
+        self._writing: deque[Latch] = deque()
         self._buffer = Buffer()
         # direct writes wait for the disk, so that twice as many threads as processors keep both busy
         self._workers = Workers(jobs or 2 * (os.cpu_count() or 1), "restore", waiting=2)
@@ -138,9 +142,9 @@ class FileWriter:
         """Have what many cells need fetched; meanwhile the window before is written."""
         shown = window.shown_paths()
         locations = self._source.locate(shown)
-        # no more than two windows are in memory
-        self._written.wait()
-        self._workers.raise_failure()
+        if len(self._writing) >= _WINDOWS:
+            self._writing.popleft().wait()
+            self._workers.raise_failure()
         sizes = [locations[content].entry.plain_size for content in window.contents]
         missing = window.prepare(sizes, self._begun.window if self._begun is not None else None, HELD)
         fetches = list(spans([locations[window.contents[content]] for content in missing]))
@@ -159,7 +163,8 @@ class FileWriter:
         window = begun.window
         rests = [window.rest[first : first + _TOGETHER] for first in range(0, len(window.rest), _TOGETHER)]
         fetches = list(spans([begun.locations[window.contents[content]] for content in window.by_own]))
-        self._written = begun.written = Latch(len(rests) + len(fetches))
+        begun.written = Latch(len(rests) + len(fetches))
+        self._writing.append(begun.written)
         for cells in rests:
             self._workers.submit(self._write_rest, begun, cells)
         for pack, entries in fetches:
