@@ -20,12 +20,13 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate
 
 from pgkeep.errors import DamageError
-from pgkeep.repository.codec import Codec, decompress
+from pgkeep.repository.codec import Codec, decompress, decompress_into
 from pgkeep.repository.crypto import ID_SIZE, SALT_SIZE, TAG_SIZE, KeyRing, Sealer, Suite
 from pgkeep.repository.store import Buffer, Store
 
@@ -144,16 +145,37 @@ class PackReader:
         """A reader for a pack in a store. Raises ObjectMissing, DamageError."""
         return cls(keys, name, store.get(name, 0, _HEADER.size))
 
-    def open(self, entry: PackEntry, sealed: Buffer) -> bytes:
-        """The plain bytes of a content, checked against its id. Raises DamageError naming the pack."""
-        associated = _associated(self._keys, self._kind, entry.id, entry.plain_size, entry.codec)
+    def open_into(
+        self, room: memoryview, entry: PackEntry, sealed: Buffer, is_wanted: Callable[[int, int], bool] | None = None
+    ) -> None:
+        """`open` into ``room``, which has the content's size.
+
+        With ``is_wanted`` (see `decompress_into`) only what is wanted; what is stored is checked whole, and not what comes of it.
+        """
         try:
-            compressed = self._sealer.open(_nonce(entry.offset), sealed, associated)
-            plain = decompress(compressed, entry.codec, entry.plain_size)
+            decompress_into(room, self._unsealed(entry, sealed), entry.codec, is_wanted)
         except DamageError as error:
             raise _damaged(self._name, f"{error} (at byte {entry.offset})") from None
-        if len(plain) != entry.plain_size or (entry.id != _SUMS_ID and self._keys.content_id(plain) != entry.id):
+        if is_wanted is None:
+            self._check_id(entry, room)
+
+    def _check_id(self, entry: PackEntry, plain: Buffer) -> None:
+        if entry.id != _SUMS_ID and self._keys.content_id(plain) != entry.id:
             raise _damaged(self._name, f"the content at byte {entry.offset} is not what its id names")
+
+    def _unsealed(self, entry: PackEntry, sealed: Buffer) -> bytes:
+        associated = _associated(self._keys, self._kind, entry.id, entry.plain_size, entry.codec)
+        return self._sealer.open(_nonce(entry.offset), sealed, associated)
+
+    def open(self, entry: PackEntry, sealed: Buffer) -> bytes:
+        """The plain bytes of a content, checked against its id. Raises DamageError naming the pack."""
+        try:
+            plain = decompress(self._unsealed(entry, sealed), entry.codec, entry.plain_size)
+        except DamageError as error:
+            raise _damaged(self._name, f"{error} (at byte {entry.offset})") from None
+        if len(plain) != entry.plain_size:
+            raise _damaged(self._name, f"the content at byte {entry.offset} is not as long as it says")
+        self._check_id(entry, plain)
         return plain
 
 

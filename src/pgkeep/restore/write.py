@@ -17,7 +17,7 @@ from pgkeep.progress import Progress
 from pgkeep.repository.contents import Location, spans
 from pgkeep.repository.packs import PackEntry
 from pgkeep.repository.tree import BackupFile, BackupTree
-from pgkeep.restore.cells import Cell, FileCells, Window
+from pgkeep.restore.cells import Cell, FileCells, Plain, Window
 from pgkeep.restore.pace import Buffer, Latch, Pace
 from pgkeep.restore.source import ContentSource
 from pgkeep.workers import Workers
@@ -50,6 +50,8 @@ class FileWriter:
     """
 
     window_cells = _WINDOW
+    _hands_on = True
+    """Whether a window uses contents that the one before has held: these have all their pages."""
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class FileWriter:
         self._begun: Begun | None = None
         self._writing: deque[Latch] = deque()
         self._buffer = Buffer()
+        self._plain = Buffer()
         # direct writes wait for the disk, so that twice as many threads as processors keep both busy
         self._workers = Workers(jobs or 2 * (os.cpu_count() or 1), "restore", waiting=2)
 
@@ -146,7 +149,8 @@ class FileWriter:
             self._writing.popleft().wait()
             self._workers.raise_failure()
         sizes = [locations[content].entry.plain_size for content in window.contents]
-        missing = window.prepare(sizes, self._begun.window if self._begun is not None else None, HELD)
+        before = self._begun.window if self._begun is not None and self._hands_on else None
+        missing = window.prepare(sizes, before, HELD)
         fetches = list(spans([locations[window.contents[content]] for content in missing]))
         begun = Begun(window, locations, shown, Latch(len(fetches)))
         for pack, entries in fetches:
@@ -173,7 +177,7 @@ class FileWriter:
     def _hold(self, begun: Begun, pack: str, entries: list[PackEntry]) -> None:
         try:
             self._pace.enter()
-            for entry, plain in self._read_contents(begun, pack, entries):
+            for entry, plain in self._read_contents(_new_room, begun, pack, entries):
                 begun.window.hold(begun.window.number_of[entry.id], plain)
         finally:
             begun.held.done()
@@ -190,7 +194,7 @@ class FileWriter:
         window = begun.window
         try:
             self._pace.enter()
-            for entry, plain in self._read_contents(begun, pack, entries):
+            for entry, plain in self._read_contents(self._plain.view, begun, pack, entries):
                 for cell in window.by_own[window.number_of[entry.id]]:
                     data = window.single(cell, plain)
                     if data is None:
@@ -200,19 +204,22 @@ class FileWriter:
         finally:
             begun.written.done()
 
-    def _read_contents(self, begun: Begun, pack: str, entries: list[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
-        return self._source.read(pack, entries, begun.shown)
+    def _read_contents(
+        self, room: Callable[[int], memoryview], begun: Begun, pack: str, entries: list[PackEntry]
+    ) -> Iterator[tuple[PackEntry, Plain]]:
+        return self._source.read(room, pack, entries, begun.shown)
 
-    def _write_together(self, window: Window, number: int, plain: bytes | None) -> None:
+    def _write_together(self, window: Window, number: int, plain: Plain | None) -> None:
         """Put a cell together and write it."""
         self._write_cell(window.cells[number], self._put_together(window, number, plain))
 
-    def _put_together(self, window: Window, number: int, plain: bytes | None) -> memoryview:
+    def _put_together(self, window: Window, number: int, plain: Plain | None) -> memoryview:
         """The bytes of a cell; good until this thread puts the next one together."""
         cell = window.cells[number]
         pages = -(-cell.size // self._page_size)
-        view = self._buffer.view(pages * self._page_size)
-        window.fill(number, np.frombuffer(view, np.uint8).reshape(pages, -1), plain)
+        in_place = plain is not None and len(plain) == pages * self._page_size and window.lies_in_place(number)
+        view = plain if plain is not None and in_place else self._buffer.view(pages * self._page_size)
+        window.fill(number, np.frombuffer(view, np.uint8).reshape(pages, -1), plain, in_place=in_place)
         return view[: cell.size]
 
     def _write_cell(self, cell: Cell, data: memoryview) -> None:
@@ -259,6 +266,10 @@ class Begun:
     shown: dict[bytes, str]
     held: Latch
     written: Latch = field(default_factory=lambda: Latch(0))
+
+
+def _new_room(size: int) -> memoryview:
+    return np.empty(size, np.uint8).data
 
 
 class target_errors:  # noqa: N801 - reads as a noun, like contextlib.suppress
