@@ -263,7 +263,7 @@ def test_a_stranger_reads_a_backup_with_the_document_alone(store: PosixStore, ho
     wal = random.Random(2).randbytes(1 << 20) + bytes(1 << 20)
     taken = take_backup(repository, files(), wal)
 
-    text = key.text() if isinstance(secret, KeyFile) else secret.passphrase if secret is not None else ""
+    text = key.text() if isinstance(secret, KeyFile) else secret.passphrase if isinstance(secret, Passphrase) else ""
     reader = Reader(store.root, text)
     name = max(path.relative_to(store.root).as_posix() for path in store.root.glob("clusters/*/backups/*"))
     manifest = msgspec.msgpack.decode(reader.sealed_object(name, 1, "manifest"))

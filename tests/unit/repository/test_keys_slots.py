@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -14,7 +15,7 @@ from pgkeep.repository.keys import create_slot, generations, held_generations, s
 from pgkeep.repository.keys.changes import list_slots
 from pgkeep.repository.keys.generations import give_to, write_generation
 from pgkeep.repository.keys.slots import read_slot
-from pgkeep.repository.packs import PackKind
+from pgkeep.repository.packs import PackKind, _associated
 from pgkeep.repository.posix import PosixStore
 from pgkeep.repository.records import read_record, write_record
 
@@ -97,10 +98,8 @@ def test_of_many_who_remove_each_others_slots_at_once_one_slot_stays(store: Posi
 
         def remove_the_next(number: int) -> None:
             barrier.wait()  # noqa: B023 - joined before the next turn
-            try:
+            with suppress(BusyError):
                 rings[number].remove(names[(number + 1) % len(names)])  # noqa: B023
-            except BusyError:
-                pass
 
         with ThreadPoolExecutor(len(rings)) as executor:
             list(executor.map(remove_the_next, range(len(rings))))
@@ -129,15 +128,15 @@ def test_the_old_root_key_alone_does_not_open_what_is_new(repository: Repository
     new = keep(repository, b"new")
     pack = repository.reader().locate(new).pack
     data = repository.store.get(pack)
-    assert repository.keys.sealer(data[12:44], "pack data", 1) is not None
     thief = type(repository.keys)(repository.keys.suite, kept[0].root, repository.keys.family)
     with pytest.raises(DamageError, match="names generation 1 of the root key"):
         thief.sealer(data[12:44], "pack data", 1)
+    entry = repository.reader().locate(new).entry
+    nonce, sealed = entry.offset.to_bytes(12, "little"), data[entry.offset : entry.offset + entry.stored_size]
+    associated = _associated(repository.keys, PackKind.DATA, new, entry.plain_size, entry.codec)
+    assert repository.keys.sealer(data[12:44], "pack data", 1).open(nonce, sealed, associated)
     with pytest.raises(DamageError, match="not what was sealed"):
-        entry = repository.reader().locate(new).entry
-        thief.sealer(data[12:44], "pack data").open(
-            entry.offset.to_bytes(12, "little"), data[entry.offset : entry.offset + entry.stored_size], b""
-        )
+        thief.sealer(data[12:44], "pack data").open(nonce, sealed, associated)
 
 
 def test_what_is_stored_already_is_found_again_under_a_new_root_key(repository: Repository) -> None:
