@@ -219,6 +219,10 @@ class KeyRing:
             raise DamageError("its salt is no public key") from None
         return self._boxed_sealer(generation, shared, salt, purpose)
 
+    def digest_key(self, salt: bytes, purpose: str, mode: int) -> bytes:
+        """The key under which who cannot open an object tells whether it holds bytes that he has himself."""
+        return derive_key(self._generation(mode & ~BOXED).root, salt, f"{purpose} digest")
+
     def _boxed_sealer(self, generation: Generation, shared: bytes, salt: bytes, purpose: str) -> Sealer:
         # the root key goes in, so that only who holds it can seal; the public key, so that the key is for this pair alone
         assert generation.public is not None

@@ -11,7 +11,7 @@ import pytest
 from pgkeep.errors import BusyError, DamageError, KeyFailure, NotFoundError, PgkeepError
 from pgkeep.repository import KeyFile, Passphrase, Repository
 from pgkeep.repository.crypto import Generation
-from pgkeep.repository.keys import create_slot, generations, held_generations, same_keys
+from pgkeep.repository.keys import changes, create_slot, generations, held_generations, same_keys
 from pgkeep.repository.keys.changes import list_slots
 from pgkeep.repository.keys.generations import give_to, write_generation
 from pgkeep.repository.keys.slots import read_slot
@@ -20,6 +20,12 @@ from pgkeep.repository.posix import PosixStore
 from pgkeep.repository.records import read_record, write_record
 
 FIRST, SECOND, THIRD = (KeyFile(bytes([number]) * 32) for number in range(1, 4))
+
+
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else is at work whom to wait for."""
+    monkeypatch.setattr(changes, "_PATIENCE", 0.0)
 
 
 @pytest.fixture
@@ -220,9 +226,9 @@ def test_keys_added_while_root_keys_are_made_have_all_of_them(repository: Reposi
         assert again.reader().get(content) == b"newest"
 
 
-def test_a_slot_that_someone_without_a_key_put_there_gets_no_root_key(repository: Repository) -> None:
+def test_a_slot_that_someone_without_a_key_put_there_gets_no_root_key(repository: Repository, hurry: None) -> None:
     """He knows the family and the format, and can write to the store."""
-    own = Generation(b"his own root key, of 32 bytes....")
+    own = Generation(b"his own root key, of 32 bytes...")
     planted = create_slot(repository.store, repository.keys.family, [own], THIRD).slot.name
     with pytest.raises(KeyFailure, match=f"nobody who has this repository's keys has made the key slot {planted}"):
         repository.slots.new_root()
@@ -230,7 +236,7 @@ def test_a_slot_that_someone_without_a_key_put_there_gets_no_root_key(repository
     assert repository.slots.new_root() == 1
 
 
-def test_a_slot_whose_public_key_was_exchanged_gets_no_root_key(repository: Repository) -> None:
+def test_a_slot_whose_public_key_was_exchanged_gets_no_root_key(repository: Repository, hurry: None) -> None:
     slot = repository.slots.add(SECOND)
     fields = read_record(repository.store, slot.object_name)
     repository.store.delete(slot.object_name)
@@ -239,7 +245,9 @@ def test_a_slot_whose_public_key_was_exchanged_gets_no_root_key(repository: Repo
         repository.slots.new_root()
 
 
-def test_a_slot_made_with_an_old_root_key_after_it_was_replaced_gets_no_new_one(repository: Repository) -> None:
+def test_a_slot_made_with_an_old_root_key_after_it_was_replaced_gets_no_new_one(
+    repository: Repository, hurry: None
+) -> None:
     """By somebody who had a key once."""
     kept = held_generations(repository.keys)
     repository.slots.new_root()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -30,6 +31,11 @@ from pgkeep.repository.records import write_record
 from pgkeep.repository.store import ObjectExists, ObjectMissing, Store
 
 __all__ = ["KeySlots", "ListedSlot", "list_slots"]
+
+_PATIENCE = 3.0
+"""Seconds that somebody who adds a slot has to give it the root keys that came meanwhile."""
+
+_POLL = 0.1
 
 _LEAVING = re.compile(r"keys/leaving-([0-9a-f]{8})-[0-9a-f]{8}\.json", re.ASCII)
 
@@ -171,45 +177,59 @@ class KeySlots:
 
     def _catch_up(self, slot: Slot) -> None:
         """Give a slot that was just made what somebody else made of root keys meanwhile."""
-        generations = self._held.refresh()
-        granted = granted_slots(self._store, _names(self._store), self._family, generations)
-        for number in range(slot.generation + 1, len(generations)):
-            if slot.name not in granted[number - 1]:
+        while True:
+            generations = self._held.refresh()
+            granted = granted_slots(self._store, _names(self._store), self._family, generations)
+            missing = [n for n in range(slot.generation + 1, len(generations)) if slot.name not in granted[n - 1]]
+            if not missing:
+                return
+            for number in missing:
                 give_to(self._store, self._family, generations[number - 1], generations[number], number, slot)
+            # while that was written, one more may have come, whose maker did not take the slot for good yet
 
     def _give_to_latecomers(self, number: int, given: Iterable[Slot]) -> None:
         """Give a root key that was just made to slots that somebody else made meanwhile."""
         generations = self._held.refresh()
-        for name in set(slot_names(_names(self._store))) - {slot.name for slot in given}:
+        names = _names(self._store)
+        granted = granted_slots(self._store, names, self._family, generations)
+        for name in set(slot_names(names)) - {slot.name for slot in given}:
             with suppress(ObjectMissing, DamageError):
                 slot = read_slot(self._store, name)
-                before = generations[number - 1]
-                if slot.generation == number - 1 and slot.is_sealed_by(self._family, before):
-                    give_to(self._store, self._family, before, generations[number], number, slot)
+                if self._is_made_by_us(slot, generations[:number], granted):
+                    give_to(self._store, self._family, generations[number - 1], generations[number], number, slot)
 
     def _trusted(self, generations: Sequence[Generation]) -> list[Slot]:
         """All slots. Raises KeyFailure for one that somebody may have put there who has no key, or only an old root key."""
-        names = _names(self._store)
-        granted = granted_slots(self._store, names, self._family, generations)
-        slots = []
-        for name in slot_names(names):
-            try:
-                slot = read_slot(self._store, name)
-            except ObjectMissing:
-                continue
-            made_at = slot.generation
-            if (
-                slot.public is None
-                or not 0 <= made_at < len(generations)
-                or not slot.is_sealed_by(self._family, generations[made_at])
-                or not all(name in slots_given for slots_given in granted[made_at:])
-            ):
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            names = _names(self._store)
+            granted = granted_slots(self._store, names, self._family, generations)
+            slots = list(self._read_all(slot_names(names)))
+            doubtful = [slot.name for slot in slots if not self._is_made_by_us(slot, generations, granted)]
+            if not doubtful:
+                return slots
+            if time.monotonic() > deadline:
                 raise KeyFailure(
-                    f"nobody who has this repository's keys has made the key slot {name} as it is now",
-                    hint=f"remove it: pgkeep key remove {name}; if it is yours, add its key again then",
+                    f"nobody who has this repository's keys has made the key slot {doubtful[0]} as it is now",
+                    hint=f"remove it: pgkeep key remove {doubtful[0]}; if it is yours, add its key again then",
                 )
-            slots.append(slot)
-        return slots
+            # one that is being added is given the newest root keys a moment after it is there
+            time.sleep(_POLL)
+
+    def _read_all(self, names: Iterable[str]) -> Iterator[Slot]:
+        for name in names:
+            with suppress(ObjectMissing):
+                yield read_slot(self._store, name)
+
+    def _is_made_by_us(self, slot: Slot, generations: Sequence[Generation], granted: Sequence[set[str]]) -> bool:
+        """Whether it was made by someone who held the newest root key of then, and was given those that came since."""
+        made_at = slot.generation
+        return (
+            slot.public is not None
+            and 0 <= made_at < len(generations)
+            and slot.is_sealed_by(self._family, generations[made_at])
+            and all(slot.name in slots_given for slots_given in granted[made_at : len(generations) - 1])
+        )
 
     def _is_there(self, name: str) -> bool:
         try:

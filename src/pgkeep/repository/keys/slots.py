@@ -145,7 +145,8 @@ def create_slot(
     key = derive_key(generations[-1].root, family, "slot record")
     fields["seal"] = seal_of(key, _object_name(name), fields)
     write_record(store, _object_name(name), fields)
-    return OpenSlot(Slot(name, fields), tuple(generations), private)
+    slot = Slot(name, fields)
+    return OpenSlot(slot, tuple(_decode(plain, slot)), private)
 
 
 def open_slot(slot: Slot, family: bytes, secret: Secret) -> OpenSlot | None:
