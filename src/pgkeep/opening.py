@@ -24,14 +24,16 @@ def open_repository(settings: RepositorySettings) -> Repository:
     return Repository.open(open_store(settings.url), read_secret(settings.key))
 
 
-def create_repository(settings: RepositorySettings) -> tuple[Repository, list[Finding]]:
+def create_repository(
+    settings: RepositorySettings, *, reader: Secret | None = None
+) -> tuple[Repository, list[Finding]]:
     """Create a configured repository, once it is known what its store can do, which is written down in it.
 
-    Returns what a person should know of the store, too. Raises RepositoryError where the place is not empty, KeyFailure, StoreError.
+    ``reader``: in sealed mode, where only this one reads data and WAL back, and the configured key adds. Returns what a person should know of the store, too. Raises RepositoryError where the place is not empty, KeyFailure, StoreError.
     """
     from pgkeep.repository.store_probe import describe, probe
 
     store, secret = open_store(settings.url), read_secret(settings.key)
     capabilities = probe(store)
-    repository = Repository.create(store, secret, capabilities=capabilities)
+    repository = Repository.create(store, secret, capabilities=capabilities, reader=reader)
     return repository, [] if capabilities is None else describe(f"store of {settings.name}", capabilities)

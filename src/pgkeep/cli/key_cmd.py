@@ -262,7 +262,9 @@ def verify(context: Context, chosen: Chosen, key: str | None) -> None:
     """
     from pgkeep.key_care import prove_key
 
-    proof = prove_key(chosen.store(), _given(key))
+    # what stands before the configuration in other commands does here, too
+    named = chosen.key() if key is None and not chosen.is_configured else None
+    proof = prove_key(chosen.store(), _given(key if named is None else str(named)))
     context.output.line(f"the key opens slot {proof.slot} and has all {proof.root_keys} root keys", "green")
     for name in proof.objects:
         context.output.line(f"  decrypted {name}")
