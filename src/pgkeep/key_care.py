@@ -49,7 +49,7 @@ def prove_key(store: Store, secret: Secret) -> Proof:
     root_keys = repository.slots.root_keys
     if not repository.keys.opens_boxes:
         raise KeyFailure(
-            "this key adds to the repository and does not read data or WAL back",
+            f"this key opens slot {own.name}, which adds to the repository and does not read data or WAL back",
             hint="verify one that reads: that of the recovery sheet, or of another host",
         )
     backups = repository.catalog.names()

@@ -183,6 +183,11 @@ class KeyRing:
         generation = self._newest()[1]
         return generation.public is None or generation.private is not None
 
+    def require_reading(self) -> None:
+        """Raises KeyFailure where this holder cannot read data and WAL back, for jobs that would find out late."""
+        if not self.opens_boxes:
+            raise _cannot_read()
+
     def new_seal(self, purpose: str, *, boxed: bool = False) -> NewSeal:
         """A fresh salt and the sealer that goes with it, under the newest root key.
 
@@ -208,10 +213,7 @@ class KeyRing:
         if generation.public is None:
             raise DamageError("it names a key of sealed mode, and this repository has none")
         if generation.private is None:
-            raise KeyFailure(
-                "this key adds to the repository and does not read data or WAL back",
-                hint="give one that does: --key-file FILE with the recovery key, or another key",
-            )
+            raise _cannot_read()
         private = X25519PrivateKey.from_private_bytes(generation.private)
         try:
             shared = private.exchange(X25519PublicKey.from_public_bytes(salt))
@@ -240,3 +242,10 @@ class KeyRing:
         if number:
             raise DamageError(f"it names generation {number} of the root key, and there is only one")
         return Generation(self.root_key)
+
+
+def _cannot_read() -> KeyFailure:
+    return KeyFailure(
+        "this key adds to the repository and does not read data or WAL back",
+        hint="give one that does: --key-file FILE with the recovery key, or another key",
+    )
