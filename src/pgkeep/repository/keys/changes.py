@@ -76,6 +76,8 @@ class KeySlots:
         self._store = store
         self._family = keys.family
         self._held = keys.generations
+        self.unproven: KeyFailure | None = None
+        """Why the slot that was added last could not be opened here: its secret key, or the right to use it, is elsewhere."""
 
     @property
     def own(self) -> Slot:
@@ -87,10 +89,19 @@ class KeySlots:
         """How many generations of the root key there are. Raises KeyFailure where the own slot was not given all."""
         return len(self._held.refresh())
 
-    def add(self, secret: Secret, *, label: str = "", appends_only: bool = False, name: str | None = None) -> Slot:
+    def add(
+        self,
+        secret: Secret,
+        *,
+        label: str = "",
+        appends_only: bool = False,
+        name: str | None = None,
+        replaces: str | None = None,
+    ) -> Slot:
         """A slot for one more secret; it opens what is stored now and what comes.
 
-        ``appends_only``: in sealed mode, for a database host. Raises KeyFailure, StoreError.
+        It is opened once, as a proof, where that can be done here: see `unproven`. ``appends_only``: in sealed mode, for a
+        database host. ``replaces`` is the slot that goes once this one is in use. Raises KeyFailure, StoreError.
         """
         generations = self._held.refresh()
         if appends_only and generations[0].public is None:
@@ -104,7 +115,14 @@ class KeySlots:
                 hint="open it with a key that reads: --key-file FILE with the recovery key, or another key",
             )
         opened = create_slot(
-            self._store, self._family, generations, secret, label=label, appends_only=appends_only, name=name
+            self._store,
+            self._family,
+            generations,
+            secret,
+            label=label,
+            appends_only=appends_only,
+            name=name,
+            replaces=replaces,
         )
         self._prove(opened.slot, secret)
         self._catch_up(opened.slot)
@@ -117,6 +135,15 @@ class KeySlots:
             what = "no key slot has" if not found else f"{len(found)} key slots have"
             raise NotFoundError(f"{what} a name that begins with {beginning!r}", hint="pgkeep key list shows them")
         return found[0]
+
+    def opened_by(self, secret: Secret, *, replacing: str) -> str | None:
+        """The slot that a secret opens and that is to take the place of another; None where there is none yet."""
+        for name in slot_names(_names(self._store)):
+            with suppress(ObjectMissing, DamageError):
+                slot = read_slot(self._store, name)
+                if slot.replaces == replacing and open_slot(slot, self._family, secret) is not None:
+                    return name
+        return None
 
     def remove(self, name: str) -> None:
         """Remove a slot other than the own one. Raises KeyFailure, NotFoundError; BusyError where the own one is leaving."""
@@ -171,7 +198,14 @@ class KeySlots:
         return number
 
     def _prove(self, slot: Slot, secret: Secret) -> None:
-        if open_slot(read_slot(self._store, slot.name), self._family, secret) is None:
+        self.unproven = None
+        try:
+            opened = open_slot(read_slot(self._store, slot.name), self._family, secret)
+        except KeyFailure as error:
+            # a recipient whose public key alone is here is the best reason to have recipients
+            self.unproven = error
+            return
+        if opened is None:
             self._store.delete(slot.object_name)
             raise KeyFailure(f"the new key slot {slot.name} does not open", hint="run it again; nothing was changed")
 
