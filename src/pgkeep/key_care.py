@@ -169,6 +169,9 @@ def _secret(key: KeyReference) -> Secret:
 
 def _next_key_file(path: Path, place: Path) -> KeyFile:
     """A new key in a file beside the old one, for those who may read that; the one that a broken rotation left."""
+    if place.exists() and place.stat().st_size == 0:
+        # killed before it had a key
+        place.unlink()
     key = _left_key(place) if place.exists() else KeyFile.generate(place)
     status = path.stat()
     try:
