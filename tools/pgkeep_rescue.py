@@ -235,8 +235,6 @@ class Repository:
                 (size,) = struct.unpack_from("<I", data, at)
                 start, at = at + 4, at + 4 + size
                 nonce = struct.pack("<IQ", at == end, len(chunks))
-                if at > end:
-                    raise ValueError("a chunk is cut off")
                 plain = open_sealed(self.suite, key, nonce, data[start:at], associated)
                 chunks.append(decompressed(codec, plain, most))
         except ValueError as error:
@@ -358,6 +356,7 @@ class Restore:
             if os.path.isdir(place) and os.listdir(place):
                 raise Refused(f"{os.fsdecode(place)} is not empty" + (" (--tablespace OLD=NEW)" if root else ""))
             os.makedirs(place, mode=0o700, exist_ok=True)
+            self.give(place, 0o700)
         last = None
         for path, mode, listings, *_ in self.manifest["directories"]:
             os.makedirs(self.place(path), exist_ok=True)
@@ -489,7 +488,7 @@ def main() -> int:
                 raise Refused(f"{len(names)} backups are called {wanted}; see: list")
             Restore(repository, repository.manifest(names[0]), options).run()
             sys.stdout.write(f"backup {names[0].split('/')[-1]} is in {options.directory}: start the server there\n")
-    except (Refused, OSError, ValueError, zstandard.ZstdError) as error:
+    except (Refused, OSError, ValueError, LookupError, zstandard.ZstdError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     return 0

@@ -76,7 +76,9 @@ def after_add(place: Place) -> None:
 
 def remove(place: Place) -> None:
     for repository in place.open():
-        for name in [listed.name for listed in list_slots(repository.store) if listed.name != repository.slots.own.name]:
+        for name in [
+            listed.name for listed in list_slots(repository.store) if listed.name != repository.slots.own.name
+        ]:
             repository.slots.remove(name)
 
 
