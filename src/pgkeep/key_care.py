@@ -190,7 +190,8 @@ def _left_key(place: Path) -> KeyFile:
         return KeyFile.read(place)
     except KeyFailure as error:
         raise KeyFailure(
-            f"{place} is where the new key would be written, and {error}", hint=f"look at it, then remove it: rm {place}"
+            f"{place} is where the new key would be written, and {error}",
+            hint=f"look at it, then remove it: rm {place}",
         ) from None
 
 

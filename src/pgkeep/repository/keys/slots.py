@@ -143,7 +143,7 @@ def create_slot(
         "public": private.public_key().public_bytes_raw().hex(),
         "generation": len(generations) - 1,
         "label": label,
-        "created": utc_now().isoformat(timespec="seconds"),
+        "created": utc_now().isoformat(timespec="milliseconds"),
     }
     if replaces is not None:
         fields["replaces"] = replaces
