@@ -218,3 +218,10 @@ def test_the_hosts_key_lets_nobody_read(host: Host, work_dir: Path, capsys: pyte
     code, document = host.run(capsys, "key", "verify", f"file:{host.directory}/pgkeep.key")
     assert code == 7
     assert "adds to the repository and does not read" in document["error"]["message"]
+
+
+def test_the_recovery_key_is_proved_on_manifest_data_and_wal(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = host.run(capsys, "key", "verify", host.recovery_key)
+
+    kinds = {name.split("/")[2 if name.startswith("clusters/") else 1] for name in document["decrypted"]}
+    assert (code, kinds) == (0, {"backups", "data", "wal"})
