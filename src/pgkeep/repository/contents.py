@@ -165,6 +165,11 @@ class ContentWriter:
         """The id that a content has, stored or not."""
         return self._keys.content_id(plain)
 
+    @property
+    def boxes(self) -> bool:
+        """Whether the repository is in sealed mode: no byte of data may stand in metadata."""
+        return self._keys.boxes
+
     def flush(self) -> None:
         """Return when every content given so far is durable and in the index. No `put` may run meanwhile."""
         for builder in list(self._builders.values()):
