@@ -46,6 +46,10 @@ class Cell:
     is_new: bool
     is_partial: bool = False
 
+    def shared(self) -> set[bytes]:
+        """The contents of its shared pages."""
+        return set(self.extents["id"].tolist()) - {self.own} if self.shared_pages else set()
+
 
 @dataclass(frozen=True, slots=True)
 class FileCells:
@@ -140,22 +144,29 @@ class Window:
         """
         slot = self.parts["content_page"].astype(np.int64)
         missing = []
-        for content, parts in self.held.items():
-            pages = self.parts["pages"][parts].astype(np.int64)
-            if int((slot[parts] + pages).max()) > -(-sizes[content] // self.page_size):
-                raise _too_short(self.cells[int(self.number[parts[0]])], self.contents[content])
-            is_whole = sizes[content] <= room
+        for left, content in sorted(((self._left(sizes, content), content) for content in self.held), reverse=True):
+            if left < 0:
+                raise _too_short(self.cells[int(self.number[self.held[content][0]])], self.contents[content])
+            there = before._whole.get(self.contents[content]) if before is not None else None  # noqa: SLF001
+            is_whole = there is not None or sizes[content] <= room
             room -= sizes[content] if is_whole else 0
-            there = before._whole.get(self.contents[content]) if before is not None and is_whole else None  # noqa: SLF001
             if there is None:
                 missing.append(content)
             self._kept[content] = there or _Held()
             if is_whole:
                 self._whole[self.contents[content]] = self._kept[content]
             else:
+                parts = self.held[content]
+                pages = self.parts["pages"][parts].astype(np.int64)
                 slot[parts] = np.cumsum(pages) - pages
         self._lay_out_pages(slot)
         return missing
+
+    def _left(self, sizes: Sequence[int], content: int) -> int:
+        """How many pages a content has beyond the last one that is needed; less than none where a map asks for more than there are."""
+        parts = self.held[content]
+        end = self.parts["content_page"][parts].astype(np.int64) + self.parts["pages"][parts]
+        return -(-sizes[content] // self.page_size) - int(end.max())
 
     def _lay_out_pages(self, source: Positions) -> None:
         """For each page its place in what it comes from, and its row in the cell; by cell and by what it comes from, its own content first."""

@@ -30,10 +30,13 @@ _WINDOW = 1024
 """Cells that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
 
 HELD = 32 << 20
-"""Bytes of contents that a window holds whole, because they have pages of many cells; of those beyond it holds what its cells need, which is
-half as much at most. Windows that are at work share what they need: after thirty incrementals of 1 % each, a window is some 60 cells,
-and a bundle has pages of 100.
+"""Bytes of contents that a window holds whole, because they have pages of many cells; of those beyond it holds what its cells need. Windows
+that are at work share what they need: after thirty incrementals of 1 % each, some 100 cells need thirty bundles, and a bundle for
+each incremental is held at any time.
 """
+
+_LEAST = 16
+"""Cells of a window at least, however much they need: fewer would not keep the workers busy."""
 
 _WINDOWS = 2
 """Windows that may be written while the next one's contents are fetched: with one, the last cell of each would be waited for."""
@@ -72,7 +75,7 @@ class FileWriter:
         self._pace = pace
         self._page_size = tree.manifest.page_size
         self._cells: list[Cell] = []
-        self._shared_pages = 0
+        self._shared: set[bytes] = set()
         self._file_cells = FileCells(source.cell_size, self._page_size)
         self._begun: Begun | None = None
         self._writing: deque[Latch] = deque()
@@ -126,10 +129,15 @@ class FileWriter:
         return self._file_cells.of(self._tree.page_map(file), place, file.shown_path, file.entry.size, is_new=is_new)
 
     def _take(self, cell: Cell) -> None:
-        self._cells.append(cell)
-        self._shared_pages += cell.shared_pages
-        if len(self._cells) >= self.window_cells or self._shared_pages * self._page_size >= HELD // 2:
+        """Let a cell wait for its window, which ends before the first one for which more would have to be held."""
+        shared = cell.shared()
+        together = self._shared | shared
+        is_more = len(together) > max(len(self._shared), HELD // self._source.cell_size)
+        if len(self._cells) >= self.window_cells or (is_more and len(self._cells) >= _LEAST):
             self._send_window()
+            together = shared
+        self._cells.append(cell)
+        self._shared = together
 
     def _send_window(self) -> None:
         """Have what the cells lack fetched; meanwhile the window before is written."""
@@ -138,7 +146,7 @@ class FileWriter:
             self._begin(Window(cells, self._page_size, room=HELD // 4))
 
     def _taken(self) -> list[Cell]:
-        cells, self._cells, self._shared_pages = self._cells, [], 0
+        cells, self._cells, self._shared = self._cells, [], set()
         return cells
 
     def _begin(self, window: Window) -> None:
