@@ -14,10 +14,12 @@ from pgkeep.postgres.connection import connect_sql, open_replication, quote_role
 from pgkeep.postgres.dsn import endpoint_of, parse_dsn
 from pgkeep.postgres.facts import MAX_KNOWN_VERSION, ServerFacts, Sql, server_facts
 from pgkeep.repository import Repository, exists, open_store
-from pgkeep.units import format_size, utc_now
+from pgkeep.repository.manifests import backup_time
+from pgkeep.units import format_duration, format_size, format_time, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import datetime
     from pathlib import Path
 
     from pgkeep.config import Cluster, Config, RepositorySettings
@@ -330,7 +332,32 @@ def check_repository(settings: RepositorySettings, facts: ServerFacts | None) ->
     if not repository.keys.opens_boxes:
         sealing = "encrypted in sealed mode: this key adds and does not read data or WAL back"
     opens = Finding(name, "ok", f"{settings.url} opens and can be written, format {repository.format}, {sealing}")
-    return [opens, _room(f"room in {settings.name}", repository, facts)]
+    return [opens, _room(f"room in {settings.name}", repository, facts), *_retention(settings, repository, facts)]
+
+
+def _retention(settings: RepositorySettings, repository: Repository, facts: ServerFacts | None) -> list[Finding]:
+    """Whether the rules of what is kept will do what their author hopes."""
+    from pgkeep.policy.guard import doubts_about
+    from pgkeep.policy.retention import Rules
+
+    name = f"retention in {settings.name}"
+    if settings.retention is None:
+        return [
+            Finding(name, "ok", f"no rules: nothing ever expires ([repository.{settings.name}.retention] sets some)")
+        ]
+    rules = Rules.of(settings.retention)
+    findings = [Finding(name, "warning", what, remedy) for what, remedy in doubts_about(rules)]
+    newest = None if facts is None else _newest_backup(repository, facts.system_identifier)
+    if newest is not None and rules.window is not None and newest < utc_now() - rules.window:
+        what = f"the newest backup is of {format_time(newest)}, before the window of {format_duration(rules.window.total_seconds())}"
+        findings.append(Finding(name, "warning", f"{what}: WAL piles up until there is another", "pgkeep backup"))
+    return findings or [Finding(name, "ok", f"keeps {rules.describe()}")]
+
+
+def _newest_backup(repository: Repository, system_identifier: int) -> datetime | None:
+    """When it began, as its id says, so that no manifest need be read."""
+    names = [name.id for name in repository.catalog.names() if name.system_identifier == system_identifier]
+    return backup_time(names[-1]) if names else None
 
 
 def _try_writing(repository: Repository) -> None:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from pgkeep.units import format_duration, format_rate, format_size, format_time
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from pgkeep.repository.manifests import DamagedPage, Manifest
+    from pgkeep.repository.pins import Pin
 
-__all__ = ["backup_document", "backup_fields", "format_lsn"]
+__all__ = ["backup_document", "backup_fields", "format_lsn", "pin_text"]
 
 
 def format_lsn(lsn: int) -> str:
@@ -19,7 +21,9 @@ def format_lsn(lsn: int) -> str:
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
 
 
-def backup_document(manifest: Manifest, verified: datetime | None = None) -> dict[str, object]:
+def backup_document(
+    manifest: Manifest, verified: datetime | None = None, pins: Sequence[Pin] = ()
+) -> dict[str, object]:
     """The keys that docs/reference/json.md promises."""
     return {
         "id": manifest.id,
@@ -31,6 +35,7 @@ def backup_document(manifest: Manifest, verified: datetime | None = None) -> dic
         "parent": manifest.parent or None,
         "state": "taken" if verified is None else "verified",
         "verified": verified,
+        "pins": [{"reason": pin.reason, "until": pin.until, "pinned": pin.pinned, "by": pin.by} for pin in pins],
         "server_version": manifest.server_version,
         "from_standby": manifest.from_standby,
         "started": manifest.started,
@@ -60,7 +65,16 @@ def backup_document(manifest: Manifest, verified: datetime | None = None) -> dic
     }
 
 
-def backup_fields(manifest: Manifest, verified: datetime | None = None) -> list[tuple[str, str]]:
+def pin_text(pins: Sequence[Pin]) -> str:
+    """Until when, and why."""
+    return "; ".join(
+        f"{'for ever' if pin.until is None else f'until {pin.until:%Y-%m-%d}'}: {pin.reason}" for pin in pins
+    )
+
+
+def backup_fields(
+    manifest: Manifest, verified: datetime | None = None, pins: Sequence[Pin] = ()
+) -> list[tuple[str, str]]:
     """Names and values for people."""
     seconds = (manifest.finished - manifest.started).total_seconds()
     fields = [
@@ -86,6 +100,7 @@ def backup_fields(manifest: Manifest, verified: datetime | None = None) -> list[
     for name, pages in (("damaged pages", manifest.damaged_pages), ("unexplained pages", manifest.unexplained_pages)):
         if pages:
             fields.append((name, f"{len(pages)}, the first: {_text(pages[0].path)} block {pages[0].block}"))
+    fields += [("pinned", f"{pin_text([pin])} (by {pin.by})") for pin in pins]
     fields += [("note", note) for note in manifest.notes]
     return fields
 

@@ -11,7 +11,7 @@ from pgkeep.cli.options import Context, common_options, examples
 from pgkeep.cli.repositories import Chosen, repository_options
 from pgkeep.cli.target_options import cluster_settings
 from pgkeep.errors import NotFoundError
-from pgkeep.units import format_duration, format_size, format_time
+from pgkeep.units import format_duration, format_size, format_time, utc_now
 
 if TYPE_CHECKING:
     from pgkeep.repository import Repository
@@ -44,12 +44,13 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
     if window or restore_points:
         _show_reachable(context, chosen, window=window)
         return
-    from pgkeep.cli.backup_documents import backup_document, format_lsn
+    from pgkeep.cli.backup_documents import backup_document, format_lsn, pin_text
     from pgkeep.verify import VerifyMemory
 
     repository = chosen.open()
-    memory = VerifyMemory(repository.store, repository)
+    memory = VerifyMemory(repository.store, repository, objects=False)
     manifests = list(repository.catalog.read_all(chosen.cluster))
+    pins = repository.pins.in_force(utc_now(), {manifest.system_identifier for manifest in manifests})
     rows = [
         (
             manifest.id,
@@ -64,11 +65,13 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
             str(manifest.timeline),
             format_lsn(manifest.stop_lsn),
             manifest.label,
+            *([pin_text(pins.get(manifest.id, []))] if pins else []),
         )
         for manifest in manifests
     ]
     columns = (
         "BACKUP", "CLUSTER", "KIND", "STATE", "BEGUN", "TOOK", "LOGICAL", "STORED", "NEW", "TLI", "STOP LSN", "LABEL",
+        *(["PINNED"] if pins else []),
     )  # fmt: skip
     if rows:
         context.output.table(columns, rows, right=("TOOK", "LOGICAL", "STORED", "NEW", "TLI"))
@@ -77,7 +80,10 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
     context.output.document(
         {
             "repository": repository.store.url,
-            "backups": [backup_document(manifest, memory.backups.get(manifest.id)) for manifest in manifests],
+            "backups": [
+                backup_document(manifest, memory.backups.get(manifest.id), pins.get(manifest.id, []))
+                for manifest in manifests
+            ],
         }
     )
 

@@ -6,6 +6,7 @@ import click
 
 from pgkeep.cli.options import Context, common_options, examples
 from pgkeep.cli.repositories import Chosen, repository_options
+from pgkeep.units import utc_now
 
 __all__ = ["command"]
 
@@ -28,6 +29,7 @@ def command(context: Context, chosen: Chosen, backup: str) -> None:
 
     repository = chosen.open()
     manifest = repository.catalog.find(backup, chosen.cluster)
-    verified = VerifyMemory(repository.store, repository).backups.get(manifest.id)
-    context.output.fields(backup_fields(manifest, verified))
-    context.output.document({"repository": repository.store.url, **backup_document(manifest, verified)})
+    verified = VerifyMemory(repository.store, repository, objects=False).backups.get(manifest.id)
+    pins = repository.pins.in_force(utc_now(), [manifest.system_identifier]).get(manifest.id, [])
+    context.output.fields(backup_fields(manifest, verified, pins))
+    context.output.document({"repository": repository.store.url, **backup_document(manifest, verified, pins)})

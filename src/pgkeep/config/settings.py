@@ -21,6 +21,7 @@ __all__ = [
     "Objectives",
     "RepositorySettings",
     "RestoreHook",
+    "RetentionSettings",
     "ServerControl",
     "Settings",
     "WalSettings",
@@ -30,6 +31,9 @@ __all__ = [
 # MAX_RATE of BASE_BACKUP: 32 kB/s to 1 GB/s (PostgreSQL: basebackup.h, MAX_RATE_LOWER and MAX_RATE_UPPER).
 MIN_RATE, MAX_RATE = 32 << 10, 1 << 30
 
+
+_LONGEST_WINDOW = 100 * 366 * 86400.0
+"""Seconds: what a date can still be taken back by."""
 
 _OBJECT_STORES = ("s3://", "gs://", "az://")
 
@@ -180,6 +184,35 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
+Count = Annotated[int, Field(ge=0, le=10_000)]
+
+
+class RetentionSettings(Settings):
+    """``[repository.NAME.retention]``: what `pgkeep expire` keeps; see `pgkeep.policy.retention.Rules`.
+
+    ``window`` and ``grace`` are seconds. The counts are of calendar periods in ``time_zone``, the current one included.
+    """
+
+    window: Seconds | None = None
+    daily: Count = 0
+    weekly: Count = 0
+    monthly: Count = 0
+    yearly: Annotated[int, Field(ge=0, le=1000)] = 0
+    minimum: Annotated[int, Field(ge=1, le=10_000)] = 1
+    time_zone: Annotated[str, BeforeValidator(_parse_zone)] = "UTC"
+    grace: Annotated[float, Field(ge=0), BeforeValidator(_parse_duration)] = 86400.0
+
+    @model_validator(mode="after")
+    def _some_rule(self) -> RetentionSettings:
+        if not self.model_fields_set & {"window", "daily", "weekly", "monthly", "yearly", "minimum"}:
+            raise ValueError(
+                'names no rule: say what to keep, like window = "14d" and monthly = 12, or leave the table out to keep everything'
+            )
+        if self.window is not None and self.window > _LONGEST_WINDOW:
+            raise ValueError("window is longer than a hundred years: leave the table out to keep everything")
+        return self
+
+
 class RepositorySettings(Settings):
     """``[repository.NAME]``: ``url`` is ``file:///absolute/path``, or ``s3://``, ``gs://``, ``az://bucket/prefix``.
 
@@ -201,6 +234,7 @@ class RepositorySettings(Settings):
     retry_for: Annotated[str, BeforeValidator(_parse_limit)] | None = None
     url: Annotated[str, Field(min_length=1), AfterValidator(_parse_url)]
     key: Annotated[KeyReference, BeforeValidator(_parse_key)]
+    retention: RetentionSettings | None = None
 
 
 class BackupSettings(Settings):

@@ -14,7 +14,8 @@ import secrets
 import socket
 import threading
 import time
-from datetime import datetime, timedelta
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -23,7 +24,7 @@ from pgkeep.repository.records import read_record, write_record
 from pgkeep.repository.store import ObjectMissing, Store
 from pgkeep.units import format_time, utc_now
 
-__all__ = ["Lease"]
+__all__ = ["Lease", "oldest_lease"]
 
 _LIFETIME = timedelta(minutes=5)
 """How long a lease holds without renewal: a writer on another machine is given up for dead after it."""
@@ -47,6 +48,11 @@ class Lease:
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
         self.took_over = False
+
+    @property
+    def name(self) -> str:
+        """The object that holds it, while it is held; a renewal gives it another one."""
+        return self._names[-1]
 
     def __enter__(self) -> Lease:
         try:
@@ -128,6 +134,24 @@ class Lease:
                 self._write()
                 self._delete(self._names[:-1])
                 del self._names[:-1]
+
+
+def oldest_lease(store: Store, *, besides: Collection[str] = ()) -> datetime | None:
+    """When the job began, by its own clock, that has held a lease for longest; None where none is held.
+
+    ``besides`` are names of leases that do not count. Raises StoreError.
+    """
+    oldest: datetime | None = None
+    # twice, as in `Lease`
+    for info in [*store.list("leases/"), *store.list("leases/")]:
+        try:
+            if info.name in besides or not _is_alive(read_record(store, info.name)):
+                continue
+            begun = datetime.strptime(info.name.split("/")[1][:21], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)
+        except (ObjectMissing, DamageError, KeyError, ValueError):
+            continue
+        oldest = begun if oldest is None else min(oldest, begun)
+    return oldest
 
 
 def _is_alive(fields: dict[str, object]) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -17,9 +18,18 @@ from pgkeep.errors import DamageError, NotFoundError
 from pgkeep.repository.crypto import KeyRing
 from pgkeep.repository.maps import Directory
 from pgkeep.repository.sealed import ObjectType, read_sealed, write_sealed
-from pgkeep.repository.store import Store
+from pgkeep.repository.store import ObjectMissing, Store
 
-__all__ = ["BackupName", "Catalog", "DamagedPage", "Manifest", "Tablespace", "WalRange", "new_backup_id"]
+__all__ = [
+    "BackupName",
+    "Catalog",
+    "DamagedPage",
+    "Manifest",
+    "ManifestHead",
+    "Tablespace",
+    "WalRange",
+    "new_backup_id",
+]
 
 
 class Tablespace(msgspec.Struct, frozen=True):
@@ -96,13 +106,37 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     writer: str = ""
 
 
+class ManifestHead(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a manifest says where in time its backup lies: a few hundred bytes, however many directories there are."""
+
+    id: str
+    cluster: str
+    started: datetime
+    finished: datetime
+    timeline: int
+    start_lsn: int
+    stop_lsn: int
+    wal: WalRange
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Manifest)
+_head_decoder = msgspec.msgpack.Decoder(ManifestHead)
+
+_READ_AT_ONCE = 8
 
 
 def new_backup_id(moment: datetime) -> str:
     """An id that sorts by time, to the millisecond: ``20261123T030405.678Z-1f2e3d4c``."""
     return f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03}Z-{secrets.token_hex(4)}"
+
+
+def backup_time(id_: str) -> datetime | None:
+    """The time in an id; None where it is no id of ours."""
+    try:
+        return datetime.strptime(id_.partition("Z")[0], "%Y%m%dT%H%M%S.%f").replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -173,6 +207,32 @@ class Catalog:
             manifest = self.read(name)
             if cluster in {None, manifest.cluster}:
                 yield manifest
+
+    def heads(self, system_identifier: int) -> Iterator[tuple[BackupName, datetime, ManifestHead | DamageError]]:
+        """Of each of a cluster's backups the time at which it came, by the store's clock, and what of it can be read, by id.
+
+        Raises StoreError.
+        """
+        infos = list(self._store.list(f"clusters/{system_identifier}/backups/"))
+        names = [BackupName(info.name.rpartition("/")[2], system_identifier) for info in infos]
+        with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="manifests") as executor:
+            for name, info, head in zip(names, infos, executor.map(self._head, names), strict=True):
+                if head is not None:
+                    yield name, info.modified, head
+
+    def _head(self, name: BackupName) -> ManifestHead | DamageError | None:
+        try:
+            head = _head_decoder.decode(read_sealed(self._store, self._keys, name.object_name, ObjectType.MANIFEST))
+        except ObjectMissing:
+            # removed since the listing
+            return None
+        except DamageError as error:
+            return error
+        except msgspec.MsgspecError as error:
+            return DamageError(f"{name.object_name} cannot be read: {error}", object_name=name.object_name)
+        if head.id != name.id:
+            return DamageError(f"{name.object_name} is the manifest of {head.id}", object_name=name.object_name)
+        return head
 
     def commit(self, manifest: Manifest) -> None:
         """Make a backup exist. All that it names must be durable already."""

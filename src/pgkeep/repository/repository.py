@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pgkeep.repository.keys.changes import KeySlots
     from pgkeep.repository.leases import Lease
     from pgkeep.repository.manifests import Catalog, Manifest
+    from pgkeep.repository.pins import Pins
     from pgkeep.repository.tree import BackupTree
 
 __all__ = ["FORMAT", "ROOT_NAME", "Repository", "exists"]
@@ -197,6 +198,13 @@ class Repository:
         from pgkeep.repository.manifests import Catalog
 
         return Catalog(self.store, self.keys)
+
+    @property
+    def pins(self) -> Pins:
+        """The backups that must stay."""
+        from pgkeep.repository.pins import Pins
+
+        return Pins(self.store, self.keys)
 
     def wal(self, system_identifier: int) -> WalArchive:
         """The WAL of a cluster."""

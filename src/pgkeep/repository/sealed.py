@@ -57,6 +57,8 @@ class ObjectType(IntEnum):
     SCRUB = 3
     WAL_TIMES = 4
     WAL_CLAIM = 5
+    PIN = 6
+    EXPIRY = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import datetime
 
 from pgkeep.errors import StoreError
 from pgkeep.repository.crypto import KeyRing
@@ -112,6 +113,21 @@ class WalArchive:
     def timelines(self) -> list[int]:
         """The timelines of which there is anything, in order."""
         return sorted(int(folder, 16) for folder in self._store.folders(self._prefix) if _TIMELINE.fullmatch(folder))
+
+    def logs(self, timeline: int) -> list[str]:
+        """The folders of a timeline, in order, each the first LSN's upper half in 8 hex digits."""
+        return [log for log in self._store.folders(f"{self._prefix}{timeline:08X}/") if _TIMELINE.fullmatch(log)]
+
+    def last_stored(self, timeline: int) -> datetime | None:
+        """When the newest WAL of a timeline came, or where there is none its history file; by the store's clock."""
+        for log in reversed(self.logs(timeline)):
+            infos = self._store.list(f"{self._prefix}{timeline:08X}/{log}/")
+            if (newest := max((info.modified for info in infos), default=None)) is not None:
+                return newest
+        try:
+            return self._store.info(self.object_name(f"{timeline:08X}.history")).modified
+        except ObjectMissing:
+            return None
 
     def names(self, timeline: int | None = None, log: int | None = None) -> Iterator[tuple[str, int]]:
         """Names and stored sizes: of all WAL, of one timeline, or of one log (LSN >> 32) of a timeline; sorted in a log."""

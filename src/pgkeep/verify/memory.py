@@ -33,8 +33,13 @@ class _Contents(msgspec.Struct, frozen=True):
 class VerifyMemory:
     """When objects and backups were last found whole."""
 
-    def __init__(self, store: Store, repository: Repository | None, progress: Progress | None = None) -> None:
-        """Read what there is; contents only with an open repository. A damaged record is as good as none."""
+    def __init__(
+        self, store: Store, repository: Repository | None, progress: Progress | None = None, *, objects: bool = True
+    ) -> None:
+        """Read what there is; contents only with an open repository. A damaged record is as good as none.
+
+        ``objects`` false leaves scrubs alone, whose records name every object there is.
+        """
         self._store = store
         self._repository = repository
         self._progress = progress or Silent()
@@ -44,6 +49,8 @@ class VerifyMemory:
         for info in store.list("scrubs/"):
             try:
                 if info.name.endswith(_SCRUB):
+                    if not objects:
+                        continue
                     fields = read_record(store, info.name)
                     names = fields["objects"]
                     assert isinstance(names, list)
