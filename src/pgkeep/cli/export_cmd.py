@@ -55,12 +55,13 @@ def command(
     DIR must be empty or not there. The files are encrypted only where --gpg or --gpg-passphrase-file says so: each is an OpenPGP
     message then, its name ends in .gpg, and no plain byte of it touches the disk.
     """
+    from pgkeep.cli.cold_prices import priced
     from pgkeep.restore import export_tar
 
     lock = _lock(recipient, gpg_passphrase_file)
     repository = chosen.open()
     manifest = repository.catalog.find(backup, chosen.cluster)
-    with context.progress() as progress:
+    with context.progress() as progress, priced(chosen):
         files = export_tar(repository, manifest, directory, compress=compress, lock=lock, progress=progress)
     context.output.fields([(path.name, format_size(path.stat().st_size)) for path in files])
     sealing = "not encrypted" if lock is None else "encrypted, each by itself: gpg --decrypt opens them"

@@ -184,6 +184,7 @@ def _restore(
 ) -> None:
     import msgspec
 
+    from pgkeep.cli.cold_prices import priced
     from pgkeep.restore import RestoreRequest, make_plan, run_restore
     from pgkeep.restore.hooks_of import hooks_of
 
@@ -208,11 +209,12 @@ def _restore(
         request = msgspec.structs.replace(request, spool=str(cluster.spool), prefetch=cluster.wal.prefetch)
     repository, *others = open_repositories(context, chosen)
     if plan_only:
-        plan = make_plan(request, repository)
+        with priced(chosen):
+            plan = make_plan(request, repository)
         _show_plan(context, plan)
         context.output.document({"plan": _plan_document(plan)})
         return
-    with context.progress() as progress:
+    with context.progress() as progress, priced(chosen):
         after = None if cluster is None else hooks_of(cluster, Path(os.path.abspath(target_dir)), progress)
         outcome = run_restore(request, repository, progress, others=others, after=after)
     _show_outcome(context, outcome)

@@ -182,9 +182,7 @@ def _owner(keys: KeyRing, secret: Secret) -> str:
     return keys.content_id(secret.identity()).hex()[:16]
 
 
-def _wrap(
-    keys: KeyRing, kind: str, owner: str, found_by: Mapping[str, object], wrapping_key: bytes
-) -> dict[str, str]:
+def _wrap(keys: KeyRing, kind: str, owner: str, found_by: Mapping[str, object], wrapping_key: bytes) -> dict[str, str]:
     nonce = os.urandom(12)
     wrapped = AESGCM(wrapping_key).encrypt(nonce, keys.root_key, _associated(keys.family, kind))
     texts = {name: value for name, value in found_by.items() if isinstance(value, str)}
