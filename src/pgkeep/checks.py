@@ -65,6 +65,7 @@ def check_cluster(config: Config, cluster: Cluster) -> ServerReport:
     findings = [*_check_settings(config, cluster), *report.findings]
     for repository in config.repositories_of(cluster):
         findings.extend(check_repository(repository, report.facts))
+        findings.extend(_check_cold(config, repository))
     return ServerReport(findings, report.facts)
 
 
@@ -332,7 +333,12 @@ def check_repository(settings: RepositorySettings, facts: ServerFacts | None) ->
     if not repository.keys.opens_boxes:
         sealing = "encrypted in sealed mode: this key adds and does not read data or WAL back"
     opens = Finding(name, "ok", f"{settings.url} opens and can be written, format {repository.format}, {sealing}")
-    return [opens, _room(f"room in {settings.name}", repository, facts), *_retention(settings, repository, facts)]
+    return [
+        opens,
+        _room(f"room in {settings.name}", repository, facts),
+        *_retention(settings, repository, facts),
+        *_check_protection(settings, repository),
+    ]
 
 
 def _retention(settings: RepositorySettings, repository: Repository, facts: ServerFacts | None) -> list[Finding]:
@@ -358,6 +364,67 @@ def _newest_backup(repository: Repository, system_identifier: int) -> datetime |
     """When it began, as its id says, so that no manifest need be read."""
     names = [name.id for name in repository.catalog.names() if name.system_identifier == system_identifier]
     return backup_time(names[-1]) if names else None
+
+
+def _check_protection(settings: RepositorySettings, repository: Repository) -> list[Finding]:
+    """Whether credentials that should only add can do no more, and whether what is there is locked."""
+    name = f"protection of {settings.name}"
+    findings = []
+    try:
+        if settings.append_only:
+            findings.append(_append_only(name, repository))
+        address = getattr(repository.store, "address", None)
+        if address is not None and address.lock is not None:
+            findings.append(_locked(name, repository))
+    except PgkeepError as error:
+        findings.append(failed(name, error))
+    return findings
+
+
+def _append_only(name: str, repository: Repository) -> Finding:
+    from pgkeep.repository.write_protection import may_delete, may_replace
+
+    able = [
+        verb for verb, can in (("delete", may_delete), ("replace", may_replace)) if can(repository.store) is not False
+    ]
+    if able:
+        return Finding(
+            name,
+            "warning",
+            f"append_only is set, and these credentials can {' and '.join(able)} objects",
+            "give them the policy of docs/how-to/lock-backups-against-deletion.md",
+        )
+    return Finding(name, "ok", "these credentials can add objects, and neither delete nor replace them")
+
+
+def _locked(name: str, repository: Repository) -> Finding:
+    from pgkeep.cold.lock import shortest_lock
+
+    newest = max(repository.catalog.names(), default=None)
+    if newest is None:
+        return Finding(name, "ok", "new objects are locked")
+    until = shortest_lock(repository, repository.catalog.read(newest))
+    if until is None or until < utc_now():
+        return Finding(
+            name, "warning", f"backup {newest.id} is not locked, though lock is set", "pgkeep repository lock"
+        )
+    return Finding(name, "ok", f"backup {newest.id} is locked until {format_time(until)}")
+
+
+def _check_cold(config: Config, settings: RepositorySettings) -> list[Finding]:
+    from pgkeep.cold.from_settings import cold_errors
+
+    if settings.cold is None:
+        return []
+    name = f"cold storage of {settings.name}"
+    try:
+        repository = Repository.open(open_store(settings.url), read_secret(settings.key))
+    except PgkeepError:
+        # said above
+        repository = None
+    errors = cold_errors(config, settings, repository)
+    rules = ", ".join(f"after {format_duration(after)} to {target}" for after, target in settings.cold.all_rules)
+    return [failed(name, error) for error in errors] or [Finding(name, "ok", rules)]
 
 
 def _try_writing(repository: Repository) -> None:

@@ -56,12 +56,13 @@ def command(
     DIR must be empty or not there. The files are encrypted only where --gpg or --gpg-passphrase-file says so: each is an OpenPGP
     message then, its name ends in .gpg, and no plain byte of it touches the disk.
     """
+    from pgkeep.cli.cold_prices import priced
     from pgkeep.copies.several import nearest
     from pgkeep.restore import export_tar
 
     lock = _lock(recipient, gpg_passphrase_file)
     repositories = open_repositories(context, chosen)
-    with context.progress() as progress:
+    with context.progress() as progress, priced(chosen):
         manifest, repository = nearest(
             repositories, lambda each: each.catalog.find(backup, chosen.cluster), progress.note
         )

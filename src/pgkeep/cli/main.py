@@ -39,6 +39,8 @@ COMMANDS = {
     "pin": ("pgkeep.cli.pin_cmd", "Keep a backup whatever the rules say, for a reason."),
     "unpin": ("pgkeep.cli.unpin_cmd", "Take a pin back."),
     "export": ("pgkeep.cli.export_cmd", "Write a backup as the files of pg_basebackup."),
+    "cold": ("pgkeep.cli.cold_cmd", "Move old backups and WAL to cold storage, as the rules say."),
+    "thaw": ("pgkeep.cli.thaw_cmd", "Bring a backup back from cold storage, so that it can be restored."),
     "key": ("pgkeep.cli.key_cmd", "Who can open a repository: list, add, remove, rotate, export, verify."),
     "repository": ("pgkeep.cli.repository_cmd", "Care of a repository itself."),
     "demo": ("pgkeep.cli.demo_cmd", "See it all at work on a throw-away server."),

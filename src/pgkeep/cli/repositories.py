@@ -13,7 +13,7 @@ from pgkeep.cli.options import Context, cluster_option
 from pgkeep.errors import UsageError
 
 if TYPE_CHECKING:
-    from pgkeep.config import KeyReference
+    from pgkeep.config import KeyReference, RepositorySettings
     from pgkeep.repository import Repository, Secret, Store
 
 __all__ = ["Chosen", "repository_options"]
@@ -149,6 +149,11 @@ class Chosen:
         config = self._context.config()
         keys = [settings.key.path for settings in config.repositories_of(config.cluster(self._cluster))]
         return [str(path.absolute()) for path in (config_path, *given, *keys) if path is not None]
+
+    def settings(self) -> RepositorySettings | None:
+        """What the configuration says of the repository; None where it is named by its address."""
+        settings: RepositorySettings | None = None if self._is_address else self._settings()
+        return settings
 
     def _settings(self) -> Any:
         config = self._context.config()

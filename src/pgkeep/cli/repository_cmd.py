@@ -73,3 +73,71 @@ def create(context: Context, name: str, share_keys_of: str | None) -> None:
             "findings": [finding.document() for finding in findings],
         }
     )
+
+
+@command.command("lock", epilog=examples("pgkeep repository lock", "pgkeep repository lock --backup latest --dry-run"))
+@common_options
+@repository_options
+@click.option("--backup", metavar="BACKUP", help="Only what this backup needs. Default: all backups.")
+@click.option("--dry-run", is_flag=True, help="Count only.")
+def lock(context: Context, chosen: Chosen, backup: str | None, dry_run: bool) -> None:
+    """Lock what backups need for as long as each of them is to be locked.
+
+    New objects are locked as they are written (lock, lock_for); this makes the locks of those longer that newer backups share. Run it
+    after each backup, or each day. Locks are never made shorter.
+    """
+    from pgkeep.cold.lock import run_lock
+    from pgkeep.units import format_time
+
+    with context.progress() as progress:
+        report = run_lock(chosen.open(), progress, backup=backup, dry_run=dry_run)
+    verb = "would be" if dry_run else "are"
+    context.output.line(
+        f"{report.extended:,} of {report.objects:,} objects of {len(report.backups):,} backups {verb} locked for longer"
+        + ("" if report.until is None else f"; the newest backup is locked until {format_time(report.until)}"),
+        "green",
+    )
+    for name in report.missing:
+        context.output.line(f"missing: {name}", "red")
+    context.output.document(
+        {
+            "backups": report.backups,
+            "objects": report.objects,
+            "extended": report.extended,
+            "missing": report.missing,
+            "until": report.until,
+            "dry_run": dry_run,
+        }
+    )
+
+
+@command.command("undo-overwrites", epilog=examples("pgkeep repository undo-overwrites --dry-run"))
+@common_options
+@repository_options
+@click.option("--dry-run", is_flag=True, help="Show what was overwritten, and change nothing.")
+def undo_overwrites(context: Context, chosen: Chosen, dry_run: bool) -> None:
+    """Lay the first version of objects on top again that somebody overwrote, in a bucket that keeps versions.
+
+    pgkeep creates objects once. Needs no key of the repository, but credentials that see and may copy versions.
+    """
+    from pgkeep.errors import RepositoryError
+    from pgkeep.repository.storage_classes import storage_classes
+    from pgkeep.repository.versions import lay_on_top, overwritten
+    from pgkeep.units import format_time
+
+    classes = storage_classes(chosen.store())
+    if classes is None:
+        raise RepositoryError(f"{chosen.store().url} is a directory and keeps no versions", hint="pgkeep verify")
+    found = list(overwritten(classes))
+    for each in found:
+        context.output.line(f"{each.name}: overwritten {format_time(each.since)}")
+        if not dry_run:
+            lay_on_top(classes, each)
+    done = "would be" if dry_run else "are"
+    context.output.line(f"{len(found):,} objects {done} as they were first written", "green")
+    context.output.document(
+        {
+            "dry_run": dry_run,
+            "objects": [{"name": each.name, "since": each.since, "version": each.right} for each in found],
+        }
+    )

@@ -184,6 +184,7 @@ def _restore(
 ) -> None:
     import msgspec
 
+    from pgkeep.cli.cold_prices import priced
     from pgkeep.copies.several import nearest
     from pgkeep.restore import RestoreRequest, make_plan, run_restore
     from pgkeep.restore.hooks_of import hooks_of
@@ -210,12 +211,13 @@ def _restore(
     repository, *others = open_repositories(context, chosen)
     if plan_only:
         notes: list[str] = []
-        plan, _ = nearest([repository, *others], lambda each: make_plan(request, each), notes.append)
+        with priced(chosen):
+            plan, _ = nearest([repository, *others], lambda each: make_plan(request, each), notes.append)
         plan.notes.extend(notes)
         _show_plan(context, plan)
         context.output.document({"plan": _plan_document(plan)})
         return
-    with context.progress() as progress:
+    with context.progress() as progress, priced(chosen):
         after = None if cluster is None else hooks_of(cluster, Path(os.path.abspath(target_dir)), progress)
         outcome = run_restore(request, repository, progress, others=others, after=after)
     _show_outcome(context, outcome)

@@ -65,6 +65,7 @@ def command(
 
     With BACKUP only the content of that one. Remembers what was found whole, and when.
     """
+    from pgkeep.cli.cold_prices import priced
     from pgkeep.verify import VerifyRequest, run_verify
 
     if scrub_only and (content_only or backup):
@@ -78,7 +79,7 @@ def command(
         jobs=jobs,
     )
     repository = None if scrub_only else chosen.open()
-    with context.progress() as progress:
+    with context.progress() as progress, priced(chosen):
         report = run_verify(request, chosen.store(), repository, progress)
     context.output.fields(
         [
@@ -87,6 +88,11 @@ def command(
             ("files read", f"{report.files:,}, {format_size(report.file_bytes)}"),
             ("pages checked", f"{report.pages:,}"),
             ("checked lately", f"{report.remembered:,} (--all checks them again)"),
+            *(
+                [("not read, thaw them first", f"{len(report.cold):,} backups, {report.cold_objects:,} objects")]
+                if report.cold or report.cold_objects
+                else []
+            ),
             ("half-written leftovers", format_size(report.leftovers)),
             ("damage", "none" if report.ok else str(len(report.damage))),
         ]
@@ -101,6 +107,8 @@ def command(
             "file_bytes": report.file_bytes,
             "pages": report.pages,
             "remembered": report.remembered,
+            "cold": report.cold,
+            "cold_objects": report.cold_objects,
             "leftover_bytes": report.leftovers,
             "damage": [
                 {"object": damage.object_name, "path": damage.path, "message": damage.message}

@@ -18,6 +18,7 @@ from pgkeep.config.loading import (
 from pgkeep.config.settings import (
     BackupSettings,
     Cluster,
+    ColdSettings,
     KeyReference,
     Objectives,
     RepositorySettings,
@@ -33,6 +34,7 @@ __all__ = [
     "SYSTEM_CONFIG",
     "BackupSettings",
     "Cluster",
+    "ColdSettings",
     "Config",
     "KeyReference",
     "Objectives",

@@ -15,7 +15,7 @@ from pgkeep.config.settings import Cluster, RepositorySettings, Settings
 from pgkeep.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pydantic_core import ErrorDetails
 
@@ -257,12 +257,23 @@ def _sentence(kind: str, name: str, model: type[BaseModel], error: ErrorDetails)
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     """The settings of the table at ``path`` within a model; the numbers of a list's items are passed over."""
     for step in path:
-        if step.isdigit():
+        # numbers of a list's items, and names that the user chooses
+        if step.isdigit() or step not in (by_key := _by_key(model)):
             continue
-        annotation = model.model_fields[step].annotation
-        inner = [annotation, *get_args(annotation)]
-        model = next(kind for kind in inner if isinstance(kind, type) and issubclass(kind, Settings))
-    return [field for field in model.model_fields if path or field != "name"]
+        model = next(_settings_in(model.model_fields[by_key[step]].annotation))
+    return [key for key, field in _by_key(model).items() if path or field != "name"]
+
+
+def _by_key(model: type[BaseModel]) -> dict[str, str]:
+    """The keys of a table as people write them, and the fields that they are."""
+    return {field.alias or name: name for name, field in model.model_fields.items()}
+
+
+def _settings_in(annotation: object) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _settings_in(inner)
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from pgkeep.units import parse_duration, parse_size
 __all__ = [
     "BackupSettings",
     "Cluster",
+    "ColdSettings",
     "KeyReference",
     "Objectives",
     "RepositorySettings",
@@ -153,6 +154,10 @@ def _parse_share(value: object) -> object:
         raise ValueError(f'{value!r} is no share (write it like "1/30"; 0 for none)') from None
 
 
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _parse_path(value: object, info: ValidationInfo) -> object:
     return _absolute(value, info) if isinstance(value, str) else value
 
@@ -213,11 +218,54 @@ class RetentionSettings(Settings):
         return self
 
 
+class TierSettings(Settings):
+    """``[repository.NAME.cold.tiers.CLASS.TIER]``: what the user knows better of a tier than the table; prices in US dollars."""
+
+    hours: Annotated[float, Field(ge=0)] | None = None
+    per_gib: Annotated[float, Field(ge=0)] | None = None
+    per_1000: Annotated[float, Field(ge=0)] | None = None
+
+
+class ColdRuleSettings(Settings):
+    """``rules = [{ after = "30d", class = "GLACIER_IR" }]``: what is older than ``after`` (seconds) goes to a storage class."""
+
+    after: Seconds
+    storage_class: Annotated[str, Field(alias="class", min_length=1)]
+
+
+class ColdSettings(Settings):
+    """``[repository.NAME.cold]``: either ``after`` and ``class``, or several ``rules``."""
+
+    after: Seconds | None = None
+    storage_class: Annotated[str, Field(alias="class", min_length=1)] | None = None
+    rules: Annotated[tuple[ColdRuleSettings, ...], BeforeValidator(_as_tuple)] = ()
+    tiers: dict[str, dict[str, TierSettings]] = {}
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ColdSettings:
+        single = (self.after is not None, self.storage_class is not None)
+        if any(single) != all(single):
+            raise ValueError("needs after and class together")
+        if any(single) == bool(self.rules):
+            raise ValueError("needs either after and class, or rules")
+        ages = [rule.after for rule in self.rules]
+        if len(set(ages)) < len(ages):
+            raise ValueError("has two rules for the same age")
+        return self
+
+    @property
+    def all_rules(self) -> tuple[tuple[float, str], ...]:
+        """Ages in seconds and classes."""
+        if self.after is not None and self.storage_class is not None:
+            return ((self.after, self.storage_class),)
+        return tuple((rule.after, rule.storage_class) for rule in self.rules)
+
+
 class RepositorySettings(Settings):
     """``[repository.NAME]``: ``url`` is ``file:///absolute/path``, or ``s3://``, ``gs://``, ``az://bucket/prefix``.
 
     The keys between are for object stores (see `pgkeep.repository.object_store_address.OPTIONS`); ``url`` has them in it then, so
-    that it alone is an address.
+    that it alone is an address. ``append_only``: these credentials should be able to add, and neither to delete nor to replace.
     """
 
     name: str
@@ -232,9 +280,13 @@ class RepositorySettings(Settings):
     storage_class: str | None = None
     allow_http: bool | None = None
     retry_for: Annotated[str, BeforeValidator(_parse_limit)] | None = None
+    lock: Literal["compliance", "governance"] | None = None
+    lock_for: Annotated[str, BeforeValidator(_parse_limit)] | None = None
     url: Annotated[str, Field(min_length=1), AfterValidator(_parse_url)]
     key: Annotated[KeyReference, BeforeValidator(_parse_key)]
     retention: RetentionSettings | None = None
+    cold: ColdSettings | None = None
+    append_only: bool = False
 
 
 class BackupSettings(Settings):
@@ -274,10 +326,14 @@ class WalSettings(Settings):
 
 
 class Objectives(Settings):
-    """``objectives = { … }``: the most that may be lost, and the longest that a recovery may take, in seconds."""
+    """``objectives = { … }``: the most that may be lost, and the longest that a recovery may take, in seconds.
+
+    ``rto_span``: to every moment of the last so many seconds; None: to the newest backup and what follows.
+    """
 
     rpo: Seconds = 300.0
     rto: Seconds = 900.0
+    rto_span: Seconds | None = None
 
 
 class ServerControl(Settings):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -71,15 +71,25 @@ class StoredContent:
 class ContentWriter:
     """Adds contents; `put` may be called from any thread. Use as a context manager.
 
+    ``avoided`` are packs that nothing new should rest on: what they hold is stored again where it is needed.
+
     Leaving it without an error makes everything durable. Leaving it with one keeps the packs that are complete, and
     their index, so that a next run finds them.
     """
 
-    def __init__(self, store: Store, keys: KeyRing, index: Index, parameters: Parameters) -> None:
+    def __init__(
+        self,
+        store: Store,
+        keys: KeyRing,
+        index: Index,
+        parameters: Parameters,
+        avoided: Collection[str] = (),
+    ) -> None:
         self._store = store
         self._keys = keys
         self._index = index
         self._parameters = parameters
+        self._avoided = avoided
         self._lock = threading.Lock()
         self._seen: dict[bytes, int] = {}
         self._builders: dict[PackKind, PackBuilder] = {}
@@ -132,7 +142,7 @@ class ContentWriter:
             known = self._seen.get(content_id)
             if known is None:
                 location = self._index.find(content_id)
-                if location is None:
+                if location is None or location.pack in self._avoided:
                     # claimed before it is compressed, so that a twin in another thread is not stored too
                     self._seen[content_id] = 0
                 else:

@@ -4,6 +4,9 @@ A lease is a record ``leases/<UTC time>-<random>.<renewal>``. To take one, a wri
 holds the resource once it sees no other live lease on it. Both of two racing writers create before they look, so at
 least one of them sees the other, and never do both hold. The one that sorts first waits a moment for the other to give
 way, so that one of them does hold. A lease is dead when its time is over, or when its process on this machine is gone.
+
+Credentials that may add and not delete cannot remove a lease. Then a record ``leases/<UTC time>-<random>.ended`` ends it: whoever let it
+go writes that, or whoever found it dead. What has ended is passed over, and removed by the next one who can.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
-from pgkeep.errors import BusyError, DamageError, PgkeepError
+from pgkeep.errors import BusyError, DamageError, PgkeepError, StoreError
 from pgkeep.repository.records import read_record, write_record
-from pgkeep.repository.store import ObjectMissing, Store
+from pgkeep.repository.store import ObjectExists, ObjectInfo, ObjectMissing, Store
 from pgkeep.units import format_time, utc_now
 
-__all__ = ["Lease", "oldest_lease"]
+__all__ = ["Lease", "oldest_lease", "running"]
 
 _LIFETIME = timedelta(minutes=5)
 """How long a lease holds without renewal: a writer on another machine is given up for dead after it."""
@@ -32,11 +35,13 @@ _LIFETIME = timedelta(minutes=5)
 _SETTLING = 5.0
 """Seconds that a writer waits for one which sorts behind it: that one gives way at once, unless it holds already."""
 
+_ENDED = ".ended"
+
 
 class Lease:
     """A claim on ``resource``, renewed in the background while held; use as a context manager.
 
-    ``took_over`` is true when a dead writer's lease was found and removed: it may have left packs that no index covers.
+    ``took_over`` is true when a dead writer's lease was found and ended: it may have left packs that no index covers.
     Raises BusyError, naming who holds it, where another live writer does.
     """
 
@@ -76,8 +81,12 @@ class Lease:
             self._delete(self._names)
 
     def _delete(self, names: list[str]) -> None:
-        for name in names:
-            self._store.delete(name)
+        """Let it go: for good where these credentials cannot delete."""
+        try:
+            for name in names:
+                self._store.delete(name)
+        except StoreError:
+            _end(self._store, _id_of(names[-1]))
 
     def _write(self) -> None:
         # kept before it is written: a store that fails may have created it all the same
@@ -108,31 +117,39 @@ class Lease:
     def _live_other(self) -> tuple[str, dict[str, object]] | None:
         """The first live lease on the resource that is not this one; dead leases on any resource are removed."""
         # twice: a listing taken while a lease is renewed may show neither the old record nor the new one
-        for info in [*self._store.list("leases/"), *self._store.list("leases/")]:
-            if info.name in self._names:
-                continue
-            try:
-                fields = read_record(self._store, info.name)
-            except ObjectMissing:
-                continue
-            except DamageError:
-                if utc_now() - info.modified > _LIFETIME:
-                    self._store.delete(info.name)
-                continue
-            if not _is_alive(fields):
-                self._store.delete(info.name)
-                self._store.discard_leftovers(str(fields["writer"]))
-                self.took_over = True
-            elif fields["resource"] == self._resource:
-                return info.name, fields
+        for _ in range(2):
+            newest, over = _standing(self._store)
+            _remove(self._store, over)
+            for info in newest:
+                if info.name in self._names:
+                    continue
+                try:
+                    fields = read_record(self._store, info.name)
+                except ObjectMissing:
+                    continue
+                except DamageError:
+                    if utc_now() - info.modified > _LIFETIME:
+                        self._end_other(info.name)
+                    continue
+                if not _is_alive(fields):
+                    self._end_other(info.name)
+                    self._store.discard_leftovers(str(fields["writer"]))
+                    self.took_over = True
+                elif fields["resource"] == self._resource:
+                    return info.name, fields
         return None
+
+    def _end_other(self, name: str) -> None:
+        if not _remove(self._store, [name]):
+            _end(self._store, _id_of(name))
 
     def _renew(self) -> None:
         while not self._stop.wait(_LIFETIME.total_seconds() / 5):
             with contextlib.suppress(PgkeepError):
                 # four more tries before the lease runs out
                 self._write()
-                self._delete(self._names[:-1])
+                for name in self._names[:-1]:
+                    self._store.delete(name)
                 del self._names[:-1]
 
 
@@ -141,17 +158,71 @@ def oldest_lease(store: Store, *, besides: Collection[str] = ()) -> datetime | N
 
     ``besides`` are names of leases that do not count. Raises StoreError.
     """
+    others = {_id_of(name) for name in besides}
     oldest: datetime | None = None
     # twice, as in `Lease`
-    for info in [*store.list("leases/"), *store.list("leases/")]:
+    for info in [*_standing(store)[0], *_standing(store)[0]]:
         try:
-            if info.name in besides or not _is_alive(read_record(store, info.name)):
+            if _id_of(info.name) in others or not _is_alive(read_record(store, info.name)):
                 continue
-            begun = datetime.strptime(info.name.split("/")[1][:21], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)
+            begun = datetime.strptime(_id_of(info.name)[:21], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)
         except (ObjectMissing, DamageError, KeyError, ValueError):
             continue
         oldest = begun if oldest is None else min(oldest, begun)
     return oldest
+
+
+def running(store: Store) -> list[str]:
+    """The resources that live leases are on, sorted. Raises StoreError."""
+    resources = set()
+    for _ in range(2):
+        for info in _standing(store)[0]:
+            with contextlib.suppress(ObjectMissing, DamageError):
+                fields = read_record(store, info.name)
+                if _is_alive(fields):
+                    resources.add(str(fields["resource"]))
+    return sorted(resources)
+
+
+def _standing(store: Store) -> tuple[list[ObjectInfo], list[str]]:
+    """Of each lease that has not ended the newest record, by name, and the names of all records that say nothing any more."""
+    infos = {info.name: info for info in store.list("leases/")}
+    ended = {_id_of(name) for name in infos if name.endswith(_ENDED)}
+    newest: dict[str, ObjectInfo] = {}
+    over = []
+    for name, info in infos.items():
+        lease = _id_of(name)
+        if lease in ended:
+            over.append(name)
+        elif lease not in newest or _renewal(newest[lease].name) < _renewal(name):
+            newest[lease] = info
+    # what is taken away first must not let an ended lease live again
+    over.sort(key=lambda name: name.endswith(_ENDED))
+    return [newest[lease] for lease in sorted(newest)], over
+
+
+def _id_of(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[0]
+
+
+def _renewal(name: str) -> int:
+    number = name.rpartition(".")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def _end(store: Store, lease: str) -> None:
+    with contextlib.suppress(ObjectExists):
+        write_record(store, f"leases/{lease}{_ENDED}", {"ended": utc_now().isoformat()})
+
+
+def _remove(store: Store, names: list[str]) -> bool:
+    """Delete records; False where these credentials cannot."""
+    try:
+        for name in names:
+            store.delete(name)
+    except StoreError:
+        return False
+    return True
 
 
 def _is_alive(fields: dict[str, object]) -> bool:

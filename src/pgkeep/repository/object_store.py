@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pgkeep.errors import StoreError
@@ -29,6 +30,8 @@ from pgkeep.repository.store import Buffer, Capabilities, ObjectExists, ObjectIn
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
+
+    from pgkeep.repository.locks import LockedPuts
 
 __all__ = ["ObjectStore"]
 
@@ -44,6 +47,9 @@ _MAPPED = 8 << 20
 """Bytes up to which a whole object stays in memory; a larger one is brought in pieces into a file without a name."""
 
 _PIECES_AT_ONCE = 4
+
+_LOCKED = ("packs/", "clusters/", "keys/", "index/", "pgkeep.json")
+"""What is locked where the address says so: all that a restore reads. Leases and memories must be able to go."""
 
 _MISSING = frozenset({Kind.MISSING})
 _MISSING_OR_RANGE = frozenset({Kind.MISSING, Kind.RANGE})
@@ -76,6 +82,13 @@ class ObjectStore:
         """The connections, for what no verb of a store does."""
         return self._clients
 
+    @cached_property
+    def _locked(self) -> LockedPuts:
+        # only here: archive_command opens a store for every segment
+        from pgkeep.repository.locks import LockedPuts
+
+        return LockedPuts(self._address, self._clients)
+
     @property
     def writer(self) -> str:
         """See `Store.writer`."""
@@ -104,6 +117,9 @@ class ObjectStore:
             # it was not there before the first try, so that what is there now is judged by its bytes
             if not is_conditional and self._size(name) is not None:
                 raise FileExistsError(name)
+            if self._address.lock is not None and name.startswith(_LOCKED):
+                self._locked.put(name, payload, conditional=is_conditional, storage_class=storage_class)
+                return
             obstore.put(
                 client,
                 name,
@@ -160,6 +176,10 @@ class ObjectStore:
             if refusal.failure.kind is Kind.RANGE:
                 return b""
             raise self._missing(name) from None
+
+    def read_afresh(self, name: str, start: int, length: int) -> bytes:
+        """`get`, of what the store has now, whatever was read before."""
+        return self._get(name, start, length)
 
     def read_mapped(self, name: str) -> Buffer:
         """See `Store.read_mapped`."""

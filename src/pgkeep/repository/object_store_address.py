@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pgkeep.errors import ConfigError
@@ -37,10 +38,14 @@ OPTIONS: Mapping[str, str] = {
     "storage_class": "the storage class of packs with data",
     "allow_http": "true: an endpoint without TLS may be elsewhere than on this machine",
     "retry_for": "the longest that an operation is tried again: 5min",
+    "lock": "compliance or governance: objects are locked as they are written (S3)",
+    "lock_for": "how long: 14d",
 }
 """What an address may say beside the place."""
 
-_ONLY_S3 = {"region", "path_style", "profile"}
+_ONLY_S3 = {"region", "path_style", "profile", "lock", "lock_for"}
+
+_LOCKS = {"compliance", "governance"}
 
 # Amazon S3 User Guide, "General purpose bucket naming rules"; Google's may have underscores, and Azure's are within both
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", re.ASCII)
@@ -90,6 +95,8 @@ class ObjectAddress:
             _check_option(parts.scheme, shown, name, value)
         address = cls(parts.scheme, parts.netloc, prefix, dict(sorted(options.items())))
         address.check_transport(shown)
+        if ("lock" in options) != ("lock_for" in options):
+            raise ConfigError(f"{shown} needs lock and lock_for together", hint='lock = "compliance", lock_for = "14d"')
         return address
 
     def __str__(self) -> str:
@@ -130,6 +137,12 @@ class ObjectAddress:
         return self.endpoint is None and not self.bucket.endswith("--x-s3")
 
     @property
+    def lock(self) -> tuple[str, timedelta] | None:
+        """The mode, as S3 spells it, and how long new objects are locked; None where they are not."""
+        mode, text = self.options.get("lock"), self.options.get("lock_for")
+        return (mode.upper(), parse_duration(text)) if mode is not None and text is not None else None
+
+    @property
     def retry_for(self) -> float | None:
         """Seconds, or None where it is not said."""
         text = self.options.get("retry_for")
@@ -163,11 +176,13 @@ def _check_option(scheme: str, shown: str, name: str, value: str) -> None:
         parts = urlsplit(value)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or "@" in parts.netloc:
             raise ConfigError(f"the endpoint of {shown} is not an address", hint="write it like https://host:port")
-    if name == "retry_for":
+    if name == "lock" and value not in _LOCKS:
+        raise ConfigError(f"the lock of {shown} is neither compliance nor governance: {value!r}")
+    if name in {"retry_for", "lock_for"}:
         try:
             parse_duration(value)
         except ValueError as error:
-            raise ConfigError(f"the retry_for of {shown}: {error}") from None
+            raise ConfigError(f"the {name} of {shown}: {error}") from None
     if not value.isprintable() or not value:
         raise ConfigError(f"the {name} of {shown} is empty, or has characters that nothing can print")
 

@@ -227,10 +227,12 @@ class Repository:
         return BackupTree(manifest, self.reader())
 
     def writer(self) -> ContentWriter:
-        """A writer of contents."""
+        """A writer of contents; nothing that it adds rests on packs that must be thawed."""
+        from pgkeep.repository.cold_records import read_cold
         from pgkeep.repository.contents import ContentWriter
 
-        return ContentWriter(self.store, self.keys, self.index, self.parameters)
+        avoided = read_cold(self.store).archived
+        return ContentWriter(self.store, self.keys, self.index, self.parameters, avoided)
 
     def lease(self, resource: str) -> Lease:
         """A claim on a resource; see `Lease`."""

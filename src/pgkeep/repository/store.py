@@ -47,11 +47,15 @@ class ObjectArchived(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object as a listing shows it: ``size`` in bytes, ``modified`` by the store's clock."""
+    """An object as a listing shows it: ``size`` in bytes, ``modified`` by the store's clock.
+
+    ``storage_class`` is there where it was asked for (`pgkeep.repository.storage_classes`), in the service's own words.
+    """
 
     name: str
     size: int
     modified: datetime
+    storage_class: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from pgkeep import gpg
+from pgkeep.cold.needs import refuse_cold
 from pgkeep.errors import TargetError, UsageError
 from pgkeep.postgres.tar import END_OF_ARCHIVE, MemberType, padding, tar_header
 from pgkeep.progress import Progress, Silent
@@ -53,7 +54,7 @@ def export_tar(
     """Write the archives and ``backup_manifest`` into an empty or new directory; returns their paths.
 
     ``compress`` is a key of `SUFFIXES`; ``lock`` encrypts every file, whose names end in ``.gpg`` then. Raises TargetError where the
-    directory is not empty or cannot be written, KeyFailure where gpg does not encrypt, DamageError naming file and object.
+    directory is not empty or cannot be written, ColdBackup before anything is made, KeyFailure where gpg does not encrypt, DamageError naming file and object.
     Files are fsynced.
     """
     if compress not in SUFFIXES:
@@ -87,6 +88,7 @@ class _Export:
 
     def run(self) -> list[Path]:
         refuse_repository(self._directory, self._repository)
+        refuse_cold(self._repository, self._manifest, work="export")
         with target_errors(os.fsencode(self._directory)):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             occupied = any(self._directory.iterdir())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from pgkeep.cold.needs import refuse_cold
 from pgkeep.errors import NotFoundError, StoreError, TargetError, UsageError
 from pgkeep.postgres.account import can_run, server_account
 from pgkeep.postgres.binaries import find_binaries
@@ -127,7 +128,8 @@ def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
     """Prove on paper that a restore can be done.
 
     Raises NotFoundError (UnreachableTarget where it is the recovery's target), TargetError (in use, no room, a tablespace
-    without a place, the repository itself), UsageError, StoreError, KeyFailure for a key that only adds. Touches nothing.
+    without a place, the repository itself), ColdBackup (what it needs must be thawed first), UsageError, StoreError, KeyFailure for a
+    key that only adds. Touches nothing.
     """
     repository.keys.require_reading()
     _refuse_impossible(request)
@@ -153,6 +155,11 @@ def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
         if request.delta:
             notes.append(f"there is nothing in {target} that could be used")
     _check_wal(manifest, repository)
+    thawed = refuse_cold(repository, manifest, path=recovery.path, end=int(recovery.stop_lsn))
+    if thawed is not None and thawed.thawed_until is not None:
+        notes.append(
+            f"{thawed.thawed:,} objects were thawed for it and freeze again from {format_time(thawed.thawed_until)} on"
+        )
     server = None
     try:
         server = str(find_binaries(manifest.server_version // 10000).bindir)

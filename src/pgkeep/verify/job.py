@@ -6,9 +6,11 @@ from datetime import timedelta
 
 import msgspec
 
+from pgkeep.cold.needs import ColdBackup, refuse_cold
 from pgkeep.errors import DamageError
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository, Store
+from pgkeep.repository.manifests import Manifest
 from pgkeep.verify.content import verify_content
 from pgkeep.verify.memory import VerifyMemory
 from pgkeep.verify.report import Damage, VerifyReport
@@ -36,8 +38,8 @@ def run_verify(
 ) -> VerifyReport:
     """Verify a repository; ``repository`` may be None for a scrub alone, which needs no key.
 
-    Damage is in the report, not raised. Raises StoreError, NotFoundError for a backup that is not there, and KeyFailure for content
-    with a key that only adds.
+    Damage is in the report, not raised. Raises StoreError, and for a backup that was named NotFoundError where it is not there and
+    ColdBackup where it must be thawed first; KeyFailure for content with a key that only adds.
     """
     progress = progress or Silent()
     report = VerifyReport()
@@ -76,5 +78,22 @@ def _verify_backups(
     for manifest in manifests:
         if request.backup is None and memory.backup_is_fresh(manifest.id, max_age):
             report.remembered += 1
+        elif _is_cold(request, repository, manifest, report):
+            continue
         elif verify_content(repository, manifest, report, progress, jobs=request.jobs):
             memory.remember_content([manifest.id])
+
+
+def _is_cold(request: VerifyRequest, repository: Repository, manifest: Manifest, report: VerifyReport) -> bool:
+    """Whether a backup is passed over since it must be thawed to be read; one that was named is refused."""
+    try:
+        refuse_cold(repository, manifest, work="verify")
+    except ColdBackup:
+        if request.backup is not None:
+            raise
+        report.cold.append(manifest.id)
+        return True
+    except DamageError:
+        # the verification itself names every file that has it
+        return False
+    return False

@@ -18,7 +18,10 @@ class Damage:
 
 @dataclass
 class VerifyReport:
-    """Counts of one verification; sizes in bytes. ``remembered`` were checked lately and passed over."""
+    """Counts of one verification; sizes in bytes. ``remembered`` were checked lately and passed over.
+
+    ``cold`` are backups, and ``cold_objects`` objects, that were passed over since they must be thawed to be read.
+    """
 
     objects: int = 0
     object_bytes: int = 0
@@ -28,6 +31,8 @@ class VerifyReport:
     pages: int = 0
     remembered: int = 0
     leftovers: int = 0
+    cold: list[str] = field(default_factory=list)
+    cold_objects: int = 0
     damage: list[Damage] = field(default_factory=list)
 
     @property

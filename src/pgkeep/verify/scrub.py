@@ -12,11 +12,14 @@ from pgkeep.progress import Progress
 from pgkeep.repository.packs import check_hash
 from pgkeep.repository.records import read_record
 from pgkeep.repository.sealed import check_sealed
-from pgkeep.repository.store import ObjectInfo, ObjectMissing, Store
+from pgkeep.repository.store import ObjectArchived, ObjectInfo, ObjectMissing, Store
 from pgkeep.verify.memory import VerifyMemory
 from pgkeep.verify.report import Damage, VerifyReport
 
 __all__ = ["scrub"]
+
+_COLD = Damage(None, None, "it must be thawed to be read")
+"""What `_check` finds of an object in an archive; no damage."""
 
 _REMEMBER_EVERY = 10_000
 """Objects after which the memory is written, so that a long scrub that is stopped goes on where it was."""
@@ -45,7 +48,9 @@ def scrub(
                 report.objects += 1
                 report.object_bytes += info.size
                 progress.advance(info.size)
-                if damage is None:
+                if damage is _COLD:
+                    report.cold_objects += 1
+                elif damage is None:
                     whole.append(info.name)
                 else:
                     report.damage.append(damage)
@@ -60,6 +65,8 @@ def _check(store: Store, info: ObjectInfo) -> Damage | None:
     except ObjectMissing:
         # deleted since the listing
         return None
+    except ObjectArchived:
+        return _COLD
     return None
 
 
@@ -69,7 +76,7 @@ def _checker(name: str) -> Callable[[Store, str], object]:
         return check_hash
     if kind == "clusters" or name.endswith(".content"):
         return check_sealed
-    if kind in {"keys", "scrubs", "pgkeep.json"}:
+    if kind in {"keys", "scrubs", "cold", "pgkeep.json"}:
         return read_record
     raise StoreError(
         f"{name} is no object of a pgkeep repository", hint="move it out of the repository; nothing of pgkeep needs it"
