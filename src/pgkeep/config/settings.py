@@ -237,7 +237,7 @@ class ColdSettings(Settings):
     """``[repository.NAME.cold]``: either ``after`` and ``class``, or several ``rules``."""
 
     after: Seconds | None = None
-    storage_class: Annotated[str, Field(alias="class", min_length=1)] | None = None
+    storage_class: Annotated[str | None, Field(alias="class", min_length=1)] = None
     rules: Annotated[tuple[ColdRuleSettings, ...], BeforeValidator(_as_tuple)] = ()
     tiers: dict[str, dict[str, TierSettings]] = {}
 
