@@ -22,4 +22,4 @@ def test_nothing_is_lost_when_a_change_of_keys_is_killed_anywhere(scenario: str,
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 8, "it was killed at that many points"
+    assert int(done.stdout) >= 4, "it was killed at that many points"
