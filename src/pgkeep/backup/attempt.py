@@ -62,7 +62,8 @@ class Attempts:
             source = stack.enter_context(self._source(plan, parent, verify_on_server=verify_on_server))
             archive = repository.wal(self.identity.system_identifier)
             wal = stack.enter_context(WalCollector(request.dsn, archive, progress))
-            writer = stack.enter_context(repository.writer())
+            doom = repository.doom_watch()
+            writer = stack.enter_context(repository.writer(doom))
             changes = self._changes(parent, writer, watch)
             assembler = stack.enter_context(
                 FileAssembler(
@@ -124,6 +125,7 @@ class Attempts:
                 notes=[*self.choice, *plan.reasons, *how.reasons, *alarms],
                 writer=f"pgkeep {__version__}",
             )
+            doom.spare_later_ones()
             repository.catalog.commit(manifest)
         return manifest
 

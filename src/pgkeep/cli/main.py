@@ -36,6 +36,7 @@ COMMANDS = {
     "copy": ("pgkeep.cli.copy_cmd", "Copy backups and WAL from one repository into another."),
     "verify": ("pgkeep.cli.verify_cmd", "Check stored bytes and backups against damage."),
     "expire": ("pgkeep.cli.expire_cmd", "Remove the backups and the WAL that no rule keeps."),
+    "collect": ("pgkeep.cli.collect_cmd", "Delete the contents that no backup needs any more."),
     "pin": ("pgkeep.cli.pin_cmd", "Keep a backup whatever the rules say, for a reason."),
     "unpin": ("pgkeep.cli.unpin_cmd", "Take a pin back."),
     "export": ("pgkeep.cli.export_cmd", "Write a backup as the files of pg_basebackup."),

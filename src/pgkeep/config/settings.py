@@ -261,6 +261,13 @@ class ColdSettings(Settings):
         return tuple((rule.after, rule.storage_class) for rule in self.rules)
 
 
+class CollectionSettings(Settings):
+    """``[repository.NAME.collection]``: when `pgkeep collect` deletes. ``grace`` is seconds, ``live_share`` a share of a pack's bytes."""
+
+    grace: Annotated[float, Field(ge=0), BeforeValidator(_parse_duration)] = 86400.0
+    live_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
 class RepositorySettings(Settings):
     """``[repository.NAME]``: ``url`` is ``file:///absolute/path``, or ``s3://``, ``gs://``, ``az://bucket/prefix``.
 
@@ -287,6 +294,7 @@ class RepositorySettings(Settings):
     retention: RetentionSettings | None = None
     cold: ColdSettings | None = None
     append_only: bool = False
+    collection: CollectionSettings = CollectionSettings()
 
 
 class BackupSettings(Settings):

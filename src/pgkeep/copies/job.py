@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import msgspec
@@ -129,7 +129,7 @@ def run_copy(
     with ExitStack() as stack:
         for system in sorted(systems):
             stack.enter_context(copy_leases(source, destination, system, progress))
-        destination.index.refresh()
+        transfer = replace(transfer, doom=destination.doom_watch())
         for manifest in wanted:
             try:
                 report.backups.append(_copy_backup(transfer, manifest, find_common(source, destination, manifest)))
@@ -266,7 +266,7 @@ def _copy_with(transfer: Transfer, manifest: Manifest, common: CommonBackup | No
         copy_wal_file(transfer, manifest.system_identifier, name)
     # a twin that was quicker has committed the same
     with suppress(ObjectExists):
-        transfer.destination.catalog.commit(copy)
+        transfer.commit(copy)
     return CopiedBackup(copy, copy.new_size)
 
 
@@ -282,6 +282,6 @@ def copy_contents(transfer: Transfer, manifest: Manifest, common: CommonBackup |
         transfer.progress.phase(f"copying {manifest.id}", size_of_packs(transfer, packs))
         return msgspec.structs.replace(manifest, new_size=copy_packs(transfer, packs))
     transfer.progress.phase(f"copying {manifest.id}")
-    with destination.writer() as writer:
+    with destination.writer(transfer.doom) as writer:
         directories = TreeMover(transfer, writer, common).move(manifest)
     return msgspec.structs.replace(manifest, directories=directories, new_size=writer.new_bytes)

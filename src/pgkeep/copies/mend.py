@@ -52,7 +52,7 @@ def run_mend(
     with ExitStack() as stack:
         for system in destination.clusters():
             stack.enter_context(copy_leases(source, destination, system, progress))
-        destination.index.refresh()
+        transfer = replace(transfer, doom=destination.doom_watch())
         mender = _Mender(transfer)
         mender.look()
         mender.mend_packs()
@@ -156,7 +156,7 @@ class _Mender:
                 self.report.failures.append((object_name, str(error)))
                 continue
             transfer.destination.store.delete(object_name)
-            transfer.destination.catalog.commit(copy)
+            transfer.commit(copy)
             self.report.mended.append(object_name)
 
     def mend_wal(self) -> None:
@@ -200,21 +200,11 @@ class _TrustedIndex(Index):
         self._distrusted = distrusted
         super().__init__(repository.store, repository.keys)
 
-    def find(self, content_id: bytes) -> Location | None:
-        return self.find_all([content_id]).get(content_id)
+    def find(self, content_id: bytes, *, besides: Collection[str] = ()) -> Location | None:
+        return self.find_all([content_id], besides=besides).get(content_id)
 
-    def find_all(self, content_ids: Iterable[bytes]) -> dict[bytes, Location]:
-        found: dict[bytes, Location] = {}
-        left = list(dict.fromkeys(content_ids))
-        for segment in self.segments:
-            there = {
-                content_id: location
-                for content_id, location in segment.find_all(left).items()
-                if location.pack not in self._distrusted
-            }
-            found |= there
-            left = [content_id for content_id in left if content_id not in there]
-        return found
+    def find_all(self, content_ids: Iterable[bytes], *, besides: Collection[str] = ()) -> dict[bytes, Location]:
+        return super().find_all(content_ids, besides={*self._distrusted, *besides})
 
 
 class _Distrusting(Repository):

@@ -38,7 +38,7 @@ def needed_packs(transfer: Transfer, manifest: Manifest, common: CommonBackup | 
     there, here = transfer.destination.index, transfer.source.index
     reader = transfer.source.reader()
     for batch in _batches(transfer, manifest, common):
-        lacking = batch - there.find_all(batch).keys()
+        lacking = batch - there.find_all(batch, besides=transfer.doomed).keys()
         found = here.find_all(lacking)
         for content_id in lacking - found.keys():
             reader.locate(content_id)
@@ -101,6 +101,8 @@ class _Arrivals:
     def bring(self, name: str) -> None:
         data = fetch_pack(self._transfer, name)
         table = pack_table(self._transfer.destination.keys, name, data)
+        if self._transfer.doom is not None:
+            self._transfer.doom.claim(name)
         # a copy that was killed may have left it: its name says that it is the same
         with suppress(ObjectExists):
             self._transfer.destination.store.put(name, [data])

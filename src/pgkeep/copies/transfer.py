@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from pgkeep.progress import Progress
 from pgkeep.repository import Repository
+from pgkeep.repository.doomed import DoomWatch
+from pgkeep.repository.manifests import Manifest
 from pgkeep.workers import Workers
 
 __all__ = ["Rate", "Transfer"]
@@ -37,7 +39,10 @@ class Rate:
 
 @dataclass(frozen=True)
 class Transfer:
-    """From ``source`` to ``destination``. ``same_keys``: what is sealed in one opens in the other as it is."""
+    """From ``source`` to ``destination``. ``same_keys``: what is sealed in one opens in the other as it is.
+
+    ``doom``: what in the destination nothing may rest on, once its leases are held.
+    """
 
     source: Repository
     destination: Repository
@@ -45,6 +50,18 @@ class Transfer:
     progress: Progress
     rate: Rate = field(default_factory=lambda: Rate(None))
     jobs: int | None = None
+    doom: DoomWatch | None = None
+
+    @property
+    def doomed(self) -> frozenset[str]:
+        """Packs of the destination that are to be deleted."""
+        return frozenset() if self.doom is None else self.doom.packs
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make a backup exist in the destination. Raises ObjectExists, StoreError."""
+        if self.doom is not None:
+            self.doom.spare_later_ones()
+        self.destination.catalog.commit(manifest)
 
     def workers(self, name: str) -> Workers:
         """Threads that move objects; few calls wait, since each holds an object."""

@@ -141,8 +141,8 @@ class ContentWriter:
         with self._lock:
             known = self._seen.get(content_id)
             if known is None:
-                location = self._index.find(content_id)
-                if location is None or location.pack in self._avoided:
+                location = self._index.find(content_id, besides=self._avoided)
+                if location is None:
                     # claimed before it is compressed, so that a twin in another thread is not stored too
                     self._seen[content_id] = 0
                 else:
@@ -277,15 +277,13 @@ class ContentReader:
 
     def read(self, pack: str, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
         """The plain bytes of contents of one pack, given in order of offset, by one range read."""
-        reader, sealed = self._fetch(pack, entries)
-        for entry in entries:
-            yield entry, reader.open(entry, sealed(entry))
+        for entry, reader, place, sealed in self._fetch(pack, entries):
+            yield entry, reader.open(place, sealed)
 
     def read_both(self, pack: str, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, bytes, bytes]]:
         """`read`, with the compressed bytes before the plain ones."""
-        reader, sealed = self._fetch(pack, entries)
-        for entry in entries:
-            yield entry, *reader.open_both(entry, sealed(entry))
+        for entry, reader, place, sealed in self._fetch(pack, entries):
+            yield entry, *reader.open_both(place, sealed)
 
     def read_into(
         self,
@@ -298,25 +296,40 @@ class ContentReader:
 
         With ``is_wanted``, asked for a content's id, a first byte and an end, there is anything where a content is not wanted.
         """
-        reader, sealed = self._fetch(pack, entries)
-        for entry in entries:
-            place = room(entry.plain_size)
-            reader.open_into(place, entry, sealed(entry), None if is_wanted is None else partial(is_wanted, entry.id))
-            yield entry, place
+        for entry, reader, place, sealed in self._fetch(pack, entries):
+            plain = room(entry.plain_size)
+            reader.open_into(plain, place, sealed, None if is_wanted is None else partial(is_wanted, entry.id))
+            yield entry, plain
 
-    def _fetch(self, pack: str, entries: Sequence[PackEntry]) -> tuple[PackReader, Callable[[PackEntry], memoryview]]:
+    def _fetch(
+        self, pack: str, entries: Sequence[PackEntry]
+    ) -> Iterator[tuple[PackEntry, PackReader, PackEntry, memoryview]]:
+        """Each content with what opens it, where it is, and its sealed bytes."""
         first, last = entries[0], entries[-1]
         try:
             data = memoryview(self._store.get(pack, first.offset, last.offset + last.stored_size - first.offset))
             reader = self._pack(pack)
         except ObjectMissing:
-            raise DamageError(f"{pack} is gone", object_name=pack) from None
-
-        def sealed(entry: PackEntry) -> memoryview:
+            yield from self._fetch_elsewhere(pack, entries)
+            return
+        for entry in entries:
             start = entry.offset - first.offset
-            return data[start : start + entry.stored_size]
+            yield entry, reader, entry, data[start : start + entry.stored_size]
 
-        return reader, sealed
+    def _fetch_elsewhere(
+        self, pack: str, entries: Sequence[PackEntry]
+    ) -> Iterator[tuple[PackEntry, PackReader, PackEntry, memoryview]]:
+        """`_fetch` of contents that a collector has stored anew since the index was read."""
+        self._index.refresh()
+        places = self._index.find_all([entry.id for entry in entries], besides=(pack,))
+        for entry in entries:
+            try:
+                location = places[entry.id]
+                there = location.entry
+                data = memoryview(self._store.get(location.pack, there.offset, there.stored_size))
+                yield entry, self._pack(location.pack), there, data
+            except (KeyError, ObjectMissing):
+                raise DamageError(f"{pack} is gone", object_name=pack) from None
 
     def block_sums(self, pack: str) -> dict[int, bytes]:
         """The sums of the blocks of each content of a pack, by its offset; see `pgkeep.repository.packs.read_block_sums`."""
@@ -351,9 +364,15 @@ def spans(locations: Sequence[Location]) -> Iterator[tuple[str, list[PackEntry]]
 
 
 def adopt_orphans(store: Store, keys: KeyRing, index: Index) -> int:
-    """Bring packs that no index covers (their writer was killed) into the index; returns how many there were."""
+    """Bring packs that no index covers (their writer was killed) into the index; returns how many there were.
+
+    Those that a collector is about to delete are none of them.
+    """
+    from pgkeep.repository.doomed import DoomWatch
+
+    doomed = DoomWatch(store).packs
     index.refresh()
-    known = index.known_packs()
+    known = index.known_packs() | doomed
     orphans = [info.name for info in store.list("packs/") if info.name not in known]
     tables, damaged = read_tables(store, keys, orphans)
     if damaged:

@@ -21,9 +21,9 @@ import contextlib
 import hashlib
 import struct
 import threading
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from blake3 import blake3
 
@@ -31,15 +31,22 @@ from pgkeep.errors import DamageError
 from pgkeep.repository.codec import Codec
 from pgkeep.repository.crypto import ID_SIZE, KeyRing
 from pgkeep.repository.packs import PackEntry, PackKind, pack_name
-from pgkeep.repository.store import Buffer, ObjectExists, Store
+from pgkeep.repository.store import Buffer, ObjectExists, ObjectMissing, Store
 
-__all__ = ["Index", "IndexSegment", "Location", "write_index"]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["Index", "IndexSegment", "Location", "merge_segments", "write_index"]
 
 _MAGIC = b"pgkeepI1"
 _HEADER = struct.Struct("<8sII16s")
 _PACK = struct.Struct("<32sB7x")
 _PLACE = struct.Struct("<IIIII")
 _CHECK_SIZE = 32
+
+_REFRESHES = 20
+"""Listings until one holds while its objects are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,31 @@ class IndexSegment:
                 if place[0] in chosen:
                     yield self._ids[number]
 
+    def positions(self, content_ids: npt.NDArray[np.bytes_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """For each id (``S32``) its row here, and whether there is one."""
+        import numpy as np
+
+        ids = self.ids()
+        numbers = np.minimum(np.searchsorted(ids, content_ids), max(len(ids) - 1, 0))
+        known = ids[numbers] == content_ids if len(ids) else np.zeros(len(content_ids), np.bool_)
+        return numbers, known
+
+    def ids(self) -> npt.NDArray[np.bytes_]:
+        """All ids, ascending, as ``S32``."""
+        import numpy as np
+
+        return np.frombuffer(self._ids.view, f"S{ID_SIZE}")
+
+    def places(self) -> npt.NDArray[np.uint32]:
+        """A row for each id: number of the pack in `packs`, offset, stored size, plain size, codec."""
+        import numpy as np
+
+        return np.frombuffer(self._places, "<u4").reshape(-1, 5)
+
+    def location(self, number: int) -> Location:
+        """What a row says."""
+        return self._location(number, self._ids[number])
+
     def _location(self, number: int, content_id: bytes) -> Location:
         pack, offset, stored, plain, codec = _PLACE.unpack_from(self._places, number * _PLACE.size)
         return Location(self.packs[pack], PackEntry(content_id, offset, stored, plain, Codec(codec)))
@@ -148,29 +180,41 @@ class Index:
     def refresh(self) -> None:
         """Take notice of index objects that came since. Raises DamageError, StoreError."""
         with self._lock:
-            infos = sorted(self._store.list("index/"), key=lambda info: info.modified, reverse=True)
-            self._segments = {
-                info.name: self._segments.get(info.name)
-                or IndexSegment(self._keys, info.name, self._store.read_mapped(info.name))
-                for info in infos
-            }
+            read = dict(self._segments)
+            for attempt in range(_REFRESHES):
+                infos = sorted(self._store.list("index/"), key=lambda info: info.modified, reverse=True)
+                try:
+                    for name in (info.name for info in infos if info.name not in read):
+                        read[name] = IndexSegment(self._keys, name, self._store.read_mapped(name))
+                except ObjectMissing:
+                    # a collector has put it together with others since the listing
+                    if attempt + 1 == _REFRESHES:
+                        raise
+                else:
+                    self._segments = {info.name: read[info.name] for info in infos}
+                    return
 
     def adopt(self, name: str) -> None:
         """Take notice of one index object that was just written."""
-        segment = IndexSegment(self._keys, name, self._store.read_mapped(name))
+        try:
+            segment = IndexSegment(self._keys, name, self._store.read_mapped(name))
+        except ObjectMissing:
+            # a collector has put it together with others already
+            self.refresh()
+            return
         with self._lock:
             self._segments = {name: segment, **self._segments}
 
-    def find(self, content_id: bytes) -> Location | None:
-        """Where a content is stored, or None."""
+    def find(self, content_id: bytes, *, besides: Collection[str] = ()) -> Location | None:
+        """Where a content is stored, or None; ``besides`` are packs that do not count."""
         for segment in self._segments.values():
             location = segment.find(content_id)
-            if location is not None:
+            if location is not None and location.pack not in besides:
                 return location
         return None
 
-    def find_all(self, content_ids: Iterable[bytes]) -> dict[bytes, Location]:
-        """Where many contents are stored; those that are nowhere are left out.
+    def find_all(self, content_ids: Iterable[bytes], *, besides: Collection[str] = ()) -> dict[bytes, Location]:
+        """Where many contents are stored; those that are nowhere are left out. ``besides``: see `find`.
 
         Many times quicker than to ask for each of them where there are many segments, as after many small backups.
         """
@@ -180,6 +224,8 @@ class Index:
             if not left:
                 break
             there = segment.find_all(left)
+            if besides:
+                there = {content_id: place for content_id, place in there.items() if place.pack not in besides}
             if there:
                 found |= there
                 left = [content_id for content_id in left if content_id not in there]
@@ -201,14 +247,40 @@ def write_index(store: Store, keys: KeyRing, packs: Iterable[tuple[str, Sequence
             for entry in entries
         ]
     rows.sort()
-    data = b"".join(
-        (
-            _HEADER.pack(_MAGIC, len(pack_table), len(rows), keys.family),
-            *pack_table,
-            *(content_id for content_id, _ in rows),
-            *(place for _, place in rows),
-        )
-    )
+    ids, places = b"".join(content_id for content_id, _ in rows), b"".join(place for _, place in rows)
+    return _write(store, keys, pack_table, len(rows), ids, places)
+
+
+def merge_segments(store: Store, keys: KeyRing, segments: Sequence[IndexSegment], gone: Container[str]) -> str | None:
+    """Create one index object for the packs of several but those that are ``gone``; its name, None where none is left."""
+    import numpy as np
+
+    number_of: dict[str, int] = {}
+    ids, places = list["npt.NDArray[np.bytes_]"](), list["npt.NDArray[np.uint32]"]()
+    for segment in segments:
+        numbers = np.full(len(segment.packs), -1, np.int64)
+        for position, name in enumerate(segment.packs):
+            if name not in gone and name not in number_of:
+                numbers[position] = number_of[name] = len(number_of)
+        rows = segment.places()
+        kept = np.flatnonzero(numbers[rows[:, 0]] >= 0) if len(rows) else np.empty(0, np.int64)
+        chosen = rows[kept].copy()
+        chosen[:, 0] = numbers[rows[kept, 0]]
+        ids.append(segment.ids()[kept])
+        places.append(chosen)
+    if not number_of:
+        return None
+    all_ids, all_places = np.concatenate(ids), np.concatenate(places)
+    order = np.argsort(all_ids, kind="stable")
+    table = [
+        _PACK.pack(bytes.fromhex(digest), PackKind[kind.upper()])
+        for _, kind, _, digest in (name.split("/") for name in number_of)
+    ]
+    return _write(store, keys, table, len(order), all_ids[order].tobytes(), all_places[order].tobytes())
+
+
+def _write(store: Store, keys: KeyRing, packs: Sequence[bytes], count: int, ids: bytes, places: bytes) -> str:
+    data = b"".join((_HEADER.pack(_MAGIC, len(packs), count, keys.family), *packs, ids, places))
     check = blake3(data, key=keys.derive(keys.family, "index")).digest()
     name = f"index/{hashlib.sha256(data + check).hexdigest()}"
     with contextlib.suppress(ObjectExists):

@@ -27,7 +27,7 @@ from pgkeep.repository.records import read_record, write_record
 from pgkeep.repository.store import ObjectExists, ObjectInfo, ObjectMissing, Store
 from pgkeep.units import format_time, utc_now
 
-__all__ = ["Lease", "oldest_lease", "running"]
+__all__ = ["Lease", "living", "oldest_lease", "running"]
 
 _LIFETIME = timedelta(minutes=5)
 """How long a lease holds without renewal: a writer on another machine is given up for dead after it."""
@@ -170,6 +170,17 @@ def oldest_lease(store: Store, *, besides: Collection[str] = ()) -> datetime | N
             continue
         oldest = begun if oldest is None else min(oldest, begun)
     return oldest
+
+
+def living(store: Store, *, besides: Lease | None = None) -> set[str]:
+    """The ids of all leases that are alive. Raises StoreError."""
+    found = set()
+    for _ in range(2):
+        for info in _standing(store)[0]:
+            with contextlib.suppress(ObjectMissing, DamageError):
+                if _is_alive(read_record(store, info.name)):
+                    found.add(_id_of(info.name))
+    return found if besides is None else found - {_id_of(besides.name)}
 
 
 def running(store: Store) -> list[str]:

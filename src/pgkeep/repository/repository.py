@@ -23,6 +23,7 @@ from pgkeep.units import utc_now
 
 if TYPE_CHECKING:
     from pgkeep.repository.contents import ContentReader, ContentWriter
+    from pgkeep.repository.doomed import DoomWatch
     from pgkeep.repository.index import Index
     from pgkeep.repository.keys.changes import KeySlots
     from pgkeep.repository.leases import Lease
@@ -226,13 +227,26 @@ class Repository:
 
         return BackupTree(manifest, self.reader())
 
-    def writer(self) -> ContentWriter:
-        """A writer of contents; nothing that it adds rests on packs that must be thawed."""
+    def writer(self, watch: DoomWatch | None = None) -> ContentWriter:
+        """A writer of contents; nothing that it adds rests on packs that must be thawed, or that are to be deleted.
+
+        ``watch`` is that of who commits what is written; None where nobody does.
+        """
         from pgkeep.repository.cold_records import read_cold
         from pgkeep.repository.contents import ContentWriter
 
-        avoided = read_cold(self.store).archived
+        watch = watch or self.doom_watch()
+        avoided = read_cold(self.store).archived | watch.packs
         return ContentWriter(self.store, self.keys, self.index, self.parameters, avoided)
+
+    def doom_watch(self) -> DoomWatch:
+        """For whoever is about to add a backup, under its lease: what it must not rest on, with an index that is as new."""
+        from pgkeep.repository.doomed import DoomWatch
+
+        watch = DoomWatch(self.store)
+        # after the tombstones: one that is gone from there is gone from the index
+        self.index.refresh()
+        return watch
 
     def lease(self, resource: str) -> Lease:
         """A claim on a resource; see `Lease`."""

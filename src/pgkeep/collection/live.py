@@ -1,0 +1,154 @@
+"""Which contents the backups need, and where these are: a mark for each row of the index.
+
+Listings and maps that backups share are read once, so that a run costs what the backups differ in. Memory is a byte for each row of the
+index, and 32 for each listing and map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from pgkeep.errors import DamageError
+from pgkeep.progress import Progress
+from pgkeep.repository import Repository
+from pgkeep.repository.index import IndexSegment, Location
+from pgkeep.repository.manifests import BackupName
+from pgkeep.repository.maps import FileEntry, decode_listing
+from pgkeep.repository.page_map import decode_map
+from pgkeep.repository.store import ObjectMissing
+
+__all__ = ["LiveContents", "PackUse"]
+
+_BATCH = 1 << 16
+"""Ids that are looked up at once."""
+
+Ids = npt.NDArray[np.bytes_]
+
+
+@dataclass(frozen=True, slots=True)
+class PackUse:
+    """Stored bytes of a pack's contents, and of those that a backup needs."""
+
+    total: int = 0
+    live: int = 0
+
+
+@dataclass
+class LiveContents:
+    """What backups need of a repository, as its index is now. ``doomed`` packs count where nothing else has a content.
+
+    ``needed`` are those of the doomed packs that are needed all the same.
+    """
+
+    repository: Repository
+    doomed: Collection[str] = ()
+    needed: set[str] = field(default_factory=set)
+    _seen: set[bytes] = field(default_factory=set)
+    _marks: list[tuple[IndexSegment, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._waiting: list[Ids] = []
+        self._marks = [
+            (
+                segment,
+                np.zeros(len(segment), np.bool_),
+                np.array([name in self.doomed for name in segment.packs], np.bool_),
+            )
+            for segment in self.repository.index.segments
+        ]
+
+    def add(self, names: Iterable[BackupName], progress: Progress) -> None:
+        """Mark all that these backups need; those that have gone by now need nothing.
+
+        Raises DamageError where a backup's tree cannot be read, or a content of it is nowhere: then nobody knows what is needed.
+        """
+        reader = self.repository.reader()
+        for name in names:
+            try:
+                manifest = self.repository.catalog.read(name)
+            except ObjectMissing:
+                continue
+            for directory in manifest.directories:
+                for listing in directory.listings:
+                    if listing not in self._seen:
+                        self._need([listing])
+                        for entry in decode_listing(reader.get(listing)):
+                            self._need_file(entry)
+            self._mark()
+            progress.advance(1)
+
+    def _need_file(self, entry: FileEntry) -> None:
+        encoded = entry.extents
+        if entry.map_id is not None:
+            if entry.map_id in self._seen:
+                return
+            self._need([entry.map_id])
+            encoded = self.repository.reader().get(entry.map_id)
+        if encoded:
+            self._waiting.append(np.unique(decode_map(encoded)["id"].view("S32")))
+            if sum(map(len, self._waiting)) >= _BATCH:
+                self._mark()
+
+    def _need(self, meta: list[bytes]) -> None:
+        self._seen.update(meta)
+        self._waiting.append(np.array(meta, "S32"))
+
+    def _mark(self) -> None:
+        if not self._waiting:
+            return
+        left, self._waiting = np.unique(np.concatenate(self._waiting)), []
+        for segment, marks, doomed in self._marks:
+            rows, known = segment.positions(left)
+            if len(segment):
+                known &= ~doomed[segment.places()[rows, 0]]
+            marks[rows[known]] = True
+            left = left[~known]
+        for segment, marks, _ in self._marks:
+            # of packs that were to go: what was to become of them is decided anew
+            rows, known = segment.positions(left)
+            marks[rows[known]] = True
+            if known.any():
+                self.needed.update(segment.packs[number] for number in np.unique(segment.places()[rows[known], 0]))
+            left = left[~known]
+        if len(left):
+            raise DamageError(
+                f"{len(left)} contents that backups need are in no index, {left[0].ljust(32, bytes(1)).hex()[:16]} first;"
+                " nothing was collected",
+                hint="see what is damaged: pgkeep verify; if an index object was lost: pgkeep repository reindex",
+            )
+
+    def later(self, doomed: Collection[str]) -> LiveContents:
+        """For backups that came since, of which only is looked at what no earlier one has; with the index as it is now."""
+        return LiveContents(self.repository, doomed, _seen=self._seen)
+
+    def packs(self) -> dict[str, PackUse]:
+        """Every pack that the index covers, and what is needed of it."""
+        found: dict[str, PackUse] = {}
+        for segment, marks, _ in self._marks:
+            rows = segment.places()
+            size = len(segment.packs)
+            stored = rows[:, 2].astype(np.float64)
+            total = np.bincount(rows[:, 0], stored, size).astype(np.int64).tolist()
+            live = np.bincount(rows[:, 0], stored * marks, size).astype(np.int64).tolist()
+            for name, whole, needed in zip(segment.packs, total, live, strict=True):
+                there = found.get(name)
+                # in two index objects a content of a pack is marked in the newer one alone
+                found[name] = PackUse(whole, needed if there is None else there.live + needed)
+        return found
+
+    def of_pack(self, packs: Collection[str]) -> dict[str, list[Location]]:
+        """What is needed of some packs, in order of offset."""
+        found: dict[str, list[Location]] = {}
+        for segment, marks, _ in self._marks:
+            chosen = np.array([name in packs for name in segment.packs], np.bool_)
+            if chosen.any():
+                for row in np.flatnonzero(marks & chosen[segment.places()[:, 0]]).tolist():
+                    location = segment.location(row)
+                    found.setdefault(location.pack, []).append(location)
+        for locations in found.values():
+            locations.sort(key=lambda location: location.entry.offset)
+        return found
