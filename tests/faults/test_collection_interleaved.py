@@ -89,7 +89,7 @@ class Round:
                     kept = [file.entry for file in repository.tree(parent).files() if chance.random() < 0.7]
                 # few contents, so that what one has expired another stores again
                 files = {
-                    f"f{chance.randrange(12)}".encode(): f"{chance.randrange(40)}".encode().ljust(PAGE, b".")
+                    f"f{chance.randrange(12)}".encode(): f"{chance.randrange(14)}".encode().ljust(PAGE, b".")
                     for _ in range(chance.randrange(6))
                 }
                 make_backup(repository, system, files, kept)
@@ -105,7 +105,7 @@ class Round:
 
     def expirer(self, repository: Repository, chance: random.Random) -> str:
         names = repository.catalog.names()
-        if len(names) > 3:
+        if len(names) > 2:
             # the last backup of a cluster stays
             with contextlib.suppress(UsageError):
                 run_expire(ExpireRequest(rules=None, remove=[chance.choice(names[:-1]).id]), repository)

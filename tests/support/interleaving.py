@@ -1,6 +1,6 @@
 """Jobs that share a store, interleaved at its calls by chance: whoever calls it waits until the dice let him.
 
-One call goes through at a time. Now and then a caller is held back for hundreds of others' calls, as a machine that is suspended, and
+One call goes through at a time. Now and then a caller is held back for a thousand of others' calls, as a machine that is suspended, and
 now and then a job is killed: no call of it goes through any more, and its lease is dead.
 """
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Gate", "GatedStore", "Killed"]
 
-_STALLED = 0.02
-_LONGEST_STALL = 400
+_STALLED = 0.01
+_LONGEST_STALL = 1500
 _SETTLE = 0.0005
 """Seconds that the gate waits for others to come before it rolls the dice."""
 

@@ -17,7 +17,12 @@ from support.jobs import KEY, new_repository
 from support.tiny_backups import contents_of, expect_whole, make_backup, page, remove_backup, store_tree
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from pgkeep.repository.manifests import Manifest
+    from pgkeep.repository.maps import FileEntry
+    from pgkeep.repository.store import Store
 
 
 NO_GRACE = CollectRequest(grace=timedelta(0))
@@ -133,6 +138,59 @@ def test_a_backup_that_began_before_the_tombstone_spares_it(repository: Reposito
     assert (held.deleted, held.waiting) == (0, 2)
     assert after.deleted == 0
     assert contents_of(Repository.open(open_store(repository.store.url), KEY), rests) == {b"z": plain}
+
+
+def entries_of(repository: Repository, manifest: Manifest) -> list[FileEntry]:
+    return [file.entry for file in repository.tree(manifest).files()]
+
+
+def test_a_backup_may_rest_on_one_that_spared_a_tombstone_and_is_gone(repository: Repository) -> None:
+    """What the second has of the first is in packs that were doomed before it began."""
+    plain = page("a")
+    remove_backup(repository, make_backup(repository, 1, {b"a": plain}))
+    writer = Repository.open(open_store(repository.store.url), KEY)
+    with writer.lease("backup of cluster 2"):
+        watch = writer.doom_watch()
+        collect(repository)
+        parent = make_backup(writer, 2, {b"z": plain}, watch=watch)
+    with repository.lease("backup of cluster 2"):
+        watch = repository.doom_watch()
+        kept = entries_of(repository, parent)
+        remove_backup(repository, parent)
+        for _ in range(3):
+            collect(repository)
+        child = make_backup(repository, 2, {}, kept, watch=watch)
+
+    assert contents_of(Repository.open(open_store(repository.store.url), KEY), child) == {b"z": plain}
+
+
+def test_a_backup_that_came_just_before_the_tombstone_is_seen(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that rests on it outlives it."""
+    plain = page("a")
+    remove_backup(repository, make_backup(repository, 1, {b"a": plain}))
+    parents: list[Manifest] = []
+
+    def after_a_backup(store: Store, packs: Iterable[str]) -> str:
+        writer = Repository.open(open_store(repository.store.url), KEY)
+        with writer.lease("backup of cluster 2"):
+            parents.append(make_backup(writer, 2, {b"z": plain}))
+        return write_tombstone(store, packs)
+
+    monkeypatch.setattr("pgkeep.collection.job.write_tombstone", after_a_backup)
+    report = collect(repository)
+    monkeypatch.undo()
+    with repository.lease("backup of cluster 2"):
+        watch = repository.doom_watch()
+        kept = entries_of(repository, parents[0])
+        remove_backup(repository, parents[0])
+        for _ in range(3):
+            collect(repository)
+        child = make_backup(repository, 2, {}, kept, watch=watch)
+
+    assert "a backup came meanwhile" in report.notes[0]
+    assert contents_of(Repository.open(open_store(repository.store.url), KEY), child) == {b"z": plain}
 
 
 def test_nothing_goes_while_whoever_was_at_work_then_still_is(repository: Repository) -> None:
