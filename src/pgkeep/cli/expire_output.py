@@ -25,6 +25,8 @@ __all__ = ["RepositoryExpiry", "draw_line", "expiry_document", "show_plan", "sho
 
 _WIDTH = 72
 
+_MOST_SPANS = 3
+
 
 @dataclass
 class RepositoryExpiry:
@@ -76,9 +78,12 @@ def _show_cluster(output: Output, plan: ClusterPlan, preview: WalPreview) -> Non
     if plan.needed is not None:
         for timeline, spans in sorted(plan.needed.spans().items()):
             kept = ", ".join(
-                f"{format_lsn(begin)} to {'the end' if end is None else format_lsn(end)}" for begin, end in spans
+                f"{format_lsn(begin)} to {'the end' if end is None else format_lsn(end)}"
+                for begin, end in spans[-_MOST_SPANS:]
             )
-            output.line(f"WAL of timeline {timeline} that stays: {kept}")
+            short = len(spans) - _MOST_SPANS
+            before = f"{short:,} short spans for the backups before, " if short > 0 else ""
+            output.line(f"WAL of timeline {timeline} that stays: {before}{kept}")
     more = "" if preview.complete else "more than "
     output.line(f"WAL that goes: {more}{preview.objects:,} objects, {more}{format_size(preview.bytes)}")
     output.line(f"{len(plan.going)} of {len(plan.ids)} backups go", "bold")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "find_everywhere"]
 
+_DATE = re.compile(r"\s*\d{4}-\d{1,2}-\d{1,2}\s*", re.ASCII)
+
 _CALENDAR = re.compile(r"\s*(\d{1,4})\s*(y|years?|mo|months?)\s*", re.IGNORECASE)
 
 
@@ -35,7 +37,9 @@ _CALENDAR = re.compile(r"\s*(\d{1,4})\s*(y|years?|mo|months?)\s*", re.IGNORECASE
 @repository_options
 @click.argument("backup")
 @click.option("--reason", required=True, help="Why: for whoever asks in years.")
-@click.option("--until", metavar="TIME", help="It ends then: a date, or a time as restores take it. Default: never.")
+@click.option(
+    "--until", metavar="TIME", help="It ends then: a time as restores take it, or a date, its end. Default: never."
+)
 @click.option("--for", "for_", metavar="DURATION", help="It ends after this: 90d, 6mo, 7y.")
 def command(context: Context, chosen: Chosen, backup: str, reason: str, until: str | None, for_: str | None) -> None:
     """Pin a backup in every repository that has it, so that no expiry removes it before the pin's end.
@@ -95,7 +99,9 @@ def _end(context: Context, chosen: Chosen, until: str | None, for_: str | None) 
     now = utc_now()
     if until is not None:
         cluster = cluster_settings(context, chosen)
-        end = parse_moment(until, None if cluster is None else cluster.time_zone)
+        # a day is kept to its last second: too long is better than too short
+        moment = f"{until.strip()} 23:59:59" if _DATE.fullmatch(until) else until
+        end = parse_moment(moment, None if cluster is None else cluster.time_zone)
     elif for_ is not None:
         end = _after(now, for_)
     else:
