@@ -15,6 +15,7 @@ from pgkeep.repository import KeyFile, Repository, open_store
 from support.wal import Setup
 
 if TYPE_CHECKING:
+    from pgkeep.repository.parameters import Parameters
     from support.seaweed import SeaweedServer
 
 __all__ = ["BucketProgram", "give_credentials"]
@@ -62,11 +63,11 @@ class BucketProgram:
         self.directory.mkdir(exist_ok=True)
         return self.succeed("init", self.dsn, "--name", "auth", "--repository", self.url, "--yes")
 
-    def prepare(self) -> Setup:
+    def prepare(self, parameters: Parameters | None = None) -> Setup:
         """The same within a moment: nothing is probed and nothing is checked."""
         self.directory.mkdir(exist_ok=True)
         key = self.directory / "pgkeep.key"
-        Repository.create(open_store(self.url), KeyFile.generate(key))
+        Repository.create(open_store(self.url), KeyFile.generate(key), parameters)
         settings = {"spool": str(self.directory / "spool"), "ship_every": "1s", "slot_cap": "none"}
         self.config.write_text(
             f'[repository.auth]\nurl = "{self.url}"\nkey = "file:{key}"\n'

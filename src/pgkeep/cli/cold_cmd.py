@@ -12,7 +12,12 @@ from pgkeep.errors import ConfigError
 from pgkeep.units import format_duration, format_size
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from pgkeep.cold import ColdReport
+    from pgkeep.cold.plan import KeptAt
+    from pgkeep.config import RepositorySettings
+    from pgkeep.repository import Repository
 
 __all__ = ["command"]
 
@@ -44,9 +49,25 @@ def command(context: Context, chosen: Chosen, dry_run: bool) -> None:
             hint='[repository.NAME.cold] with after = "30d" and class = "GLACIER_IR" in the configuration',
         )
     repository = chosen.open()
+    request = replace(request, dry_run=dry_run, kept_at=_kept_at(settings, repository))
     with context.progress() as progress:
-        report = run_cold(replace(request, dry_run=dry_run), repository, progress)
+        report = run_cold(request, repository, progress)
     _show(context, report, dry_run=dry_run)
+
+
+def _kept_at(settings: RepositorySettings | None, repository: Repository) -> KeptAt | None:
+    """What the rules of retention still keep at a moment to come, so that nothing moves that is paid for longer than it stays."""
+    if settings is None or settings.retention is None:
+        return None
+    from pgkeep.policy import ExpireRequest, Rules, plan_expiry
+
+    rules = Rules.of(settings.retention)
+
+    def kept_at(moment: datetime) -> set[str]:
+        plans = plan_expiry(ExpireRequest(rules, now=moment), repository)
+        return {backup for plan in plans for backup in plan.ids.difference(plan.going)}
+
+    return kept_at
 
 
 def _show(context: Context, report: ColdReport, *, dry_run: bool) -> None:
