@@ -275,9 +275,9 @@ class ModelTimes:
     def restore_points(self) -> list[WalEvent]:
         return [r for records in self._world.records.values() for r in records if r.kind == "restore_point"]
 
-    def segments(self, timeline: int) -> list[ModelSummary]:
+    def segments(self, timeline: int, begin: int = 0, end: int = 1 << 63) -> list[ModelSummary]:
         wal = self._inventory.timelines[timeline]
-        starts = sorted(wal.whole | wal.pieces.keys())
+        starts = [start for start in sorted(wal.whole | wal.pieces.keys()) if begin <= start < end]
         return [ModelSummary(LSN(start), self.events(timeline, start)) for start in starts]
 
     def events(self, timeline: int, start: int) -> list[WalEvent]:

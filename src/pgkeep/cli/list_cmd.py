@@ -49,7 +49,7 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
 
     repository = chosen.open()
     memory = VerifyMemory(repository.store, repository, objects=False)
-    manifests = list(repository.catalog.read_all(chosen.cluster))
+    manifests = list(repository.catalog.read_all(chosen.cluster, directories=False))
     pins = repository.pins.in_force(utc_now(), {manifest.system_identifier for manifest in manifests})
     rows = [
         (
@@ -110,7 +110,9 @@ def _overviews(repository: Repository, cluster: str | None, spool: str | None) -
     from pgkeep.wal.overview import read_overview
     from pgkeep.wal.stamps import receiver_stamps
 
-    manifests = sorted(repository.catalog.read_all(cluster), key=lambda manifest: manifest.system_identifier)
+    manifests = sorted(
+        repository.catalog.read_all(cluster, directories=False), key=lambda manifest: manifest.system_identifier
+    )
     if not manifests:
         raise NotFoundError(f"no backup in {repository.store.url} yet", hint="pgkeep backup takes one")
     stamps = [] if spool is None else receiver_stamps(Path(spool))

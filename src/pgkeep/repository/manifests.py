@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 
 import msgspec
 
@@ -125,6 +126,8 @@ _head_decoder = msgspec.msgpack.Decoder(ManifestHead)
 
 _READ_AT_ONCE = 8
 
+_READ_AHEAD = 64
+
 
 def new_backup_id(moment: datetime) -> str:
     """An id that sorts by time, to the millisecond: ``20261123T030405.678Z-1f2e3d4c``."""
@@ -201,12 +204,23 @@ class Catalog:
         except msgspec.MsgspecError as error:
             raise DamageError(f"{name.object_name} cannot be read: {error}", object_name=name.object_name) from None
 
-    def read_all(self, cluster: str | None = None) -> Iterator[Manifest]:
-        """All manifests, oldest first."""
-        for name in self.names():
-            manifest = self.read(name)
-            if cluster in {None, manifest.cluster}:
-                yield manifest
+    def read_all(self, cluster: str | None = None, *, directories: bool = True) -> Iterator[Manifest]:
+        """All manifests, oldest first, some of them read ahead; without ``directories``, most of their bytes, those are empty."""
+
+        def read(name: BackupName) -> Manifest | None:
+            try:
+                manifest = self.read(name)
+            except ObjectMissing:
+                # removed since the listing
+                return None
+            return manifest if directories else msgspec.structs.replace(manifest, directories=[])
+
+        names = iter(self.names())
+        with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="manifests") as executor:
+            while some := list(islice(names, _READ_AHEAD)):
+                for manifest in executor.map(read, some):
+                    if manifest is not None and cluster in {None, manifest.cluster}:
+                        yield manifest
 
     def heads(self, system_identifier: int) -> Iterator[tuple[BackupName, datetime, ManifestHead | DamageError]]:
         """Of each of a cluster's backups the time at which it came, by the store's clock, and what of it can be read, by id.

@@ -129,6 +129,12 @@ class WalArchive:
         except ObjectMissing:
             return None
 
+    def names_since(self, timeline: int, log: int) -> Iterator[tuple[str, int]]:
+        """`names` of a timeline's logs from this one on, in order."""
+        for folder in self.logs(timeline):
+            if int(folder, 16) >= log:
+                yield from self.names(timeline, int(folder, 16))
+
     def names(self, timeline: int | None = None, log: int | None = None) -> Iterator[tuple[str, int]]:
         """Names and stored sizes: of all WAL, of one timeline, or of one log (LSN >> 32) of a timeline; sorted in a log."""
         prefix = self._prefix

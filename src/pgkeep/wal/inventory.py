@@ -98,14 +98,23 @@ class TimelineWal:
         return spans[index].end if index >= 0 and spans[index].end > start else LSN(start)
 
 
+_LAST_LOGS = 2
+"""Folders at the end of the WAL, 4 GiB each, in which the last end of a transaction is looked for."""
+
+
 class WalInventory:
-    """One cluster's WAL in one repository at one moment."""
+    """One cluster's WAL in one repository at one moment; of WAL before log ``first_log`` (LSN >> 32) nothing is known."""
 
     def __init__(
-        self, segment_size: int, timelines: dict[int, TimelineWal], histories: dict[int, TimelineHistory]
+        self,
+        segment_size: int,
+        timelines: dict[int, TimelineWal],
+        histories: dict[int, TimelineHistory],
+        first_log: int = 0,
     ) -> None:
         self.segment_size = segment_size
         self.timelines = timelines
+        self.first_log = first_log
         self._histories = histories
         for history in histories.values():
             for switch in history.switches:
@@ -115,13 +124,33 @@ class WalInventory:
     @classmethod
     def read(cls, archive: WalArchive, segment_size: int) -> WalInventory:
         """List what there is. Raises StoreError; DamageError for a history file that cannot be read."""
+        return cls._since(archive, segment_size, 0)
+
+    @classmethod
+    def read_end(cls, archive: WalArchive, segment_size: int) -> WalInventory:
+        """List the end of the newest timeline, and of the others what lies there: little, however much WAL there is.
+
+        Raises as `read`.
+        """
+        for timeline in reversed(archive.timelines()):
+            if logs := archive.logs(timeline):
+                inventory = cls._since(archive, segment_size, int(logs[-_LAST_LOGS:][0], 16))
+                if inventory.timelines[timeline].spans:
+                    return inventory
+                break
+        # folders without WAL: rare, and then all of them have to be looked into
+        return cls.read(archive, segment_size)
+
+    @classmethod
+    def _since(cls, archive: WalArchive, segment_size: int, first_log: int) -> WalInventory:
         timelines: dict[int, TimelineWal] = {}
         histories: dict[int, TimelineHistory] = {}
         for timeline in archive.timelines():
-            timelines[timeline] = TimelineWal.of(timeline, segment_size, (name for name, _ in archive.names(timeline)))
+            names = archive.names(timeline) if first_log == 0 else archive.names_since(timeline, first_log)
+            timelines[timeline] = TimelineWal.of(timeline, segment_size, (name for name, _ in names))
             if archive.exists(history_name(timeline)):
                 histories[timeline] = parse_history(timeline, archive.get(history_name(timeline)))
-        return cls(segment_size, timelines, histories)
+        return cls(segment_size, timelines, histories, first_log)
 
     @property
     def newest_timeline(self) -> int:

@@ -104,7 +104,7 @@ class KnownTimes:
 
     def _groups_of(self, timeline: int) -> set[int]:
         if timeline not in self._there:
-            self._there[timeline] = self.groups.there(timeline)
+            self._there[timeline] = self.groups.there(timeline, self._inventory.first_log)
         return self._there[timeline]
 
     def _side_by_side(self, call: Callable[[Segment], object], items: Sequence[Segment]) -> None:

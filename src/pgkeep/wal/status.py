@@ -100,15 +100,18 @@ class WalStatus:
     repositories: list[RepositoryWal]
 
 
-def read_wal_status(config: Config, cluster: Cluster) -> WalStatus:
-    """Look everywhere; what fails is part of the answer."""
+def read_wal_status(config: Config, cluster: Cluster, *, ends_only: bool = False) -> WalStatus:
+    """Look everywhere; what fails is part of the answer. ``ends_only``: no timelines, and only the end of the WAL is listed."""
     server, server_error = None, None
     try:
         server = read_server_wal(cluster.dsn, cluster.slot)
     except ServerError as error:
         server_error = error
     receiver = _receiver(cluster.spool)
-    repositories = [_repository(settings, cluster, server, receiver) for settings in config.repositories_of(cluster)]
+    repositories = [
+        _repository(settings, cluster, server, receiver, ends_only=ends_only)
+        for settings in config.repositories_of(cluster)
+    ]
     return WalStatus(cluster, server, server_error, receiver, repositories)
 
 
@@ -125,13 +128,18 @@ def _mappings(value: object) -> list[Mapping[str, object]]:
 
 
 def _repository(
-    settings: RepositorySettings, cluster: Cluster, server: ServerWal | None, receiver: ReceiverState
+    settings: RepositorySettings,
+    cluster: Cluster,
+    server: ServerWal | None,
+    receiver: ReceiverState,
+    *,
+    ends_only: bool,
 ) -> RepositoryWal:
     try:
         repository = open_repository(settings)
-        manifests = list(repository.catalog.read_all(cluster.name))
+        manifests = list(repository.catalog.read_all(cluster.name, directories=False))
         system = _system_identifier(repository, manifests, server, receiver)
-        return _read(repository, settings, cluster, system, manifests, server, receiver)
+        return _read(repository, settings, cluster, system, manifests, server, receiver, ends_only=ends_only)
     except PgkeepError as error:
         return RepositoryWal(settings.name, settings.url, error)
 
@@ -161,6 +169,8 @@ def _read(
     manifests: Sequence[Manifest],
     server: ServerWal | None,
     receiver: ReceiverState,
+    *,
+    ends_only: bool,
 ) -> RepositoryWal:
     own = [manifest for manifest in manifests if manifest.system_identifier == system]
     archive = repository.wal(system)
@@ -168,8 +178,9 @@ def _read(
     if not archive.timelines():
         return found
     size = server.segment_size if server is not None else segment_size_of(archive, own)
-    inventory = WalInventory.read(archive, size)
-    found.timelines.extend(_ranges(wal, inventory) for _, wal in sorted(inventory.timelines.items()))
+    inventory = WalInventory.read_end(archive, size) if ends_only else WalInventory.read(archive, size)
+    if not ends_only:
+        found.timelines.extend(_ranges(wal, inventory) for _, wal in sorted(inventory.timelines.items()))
     times = WalTimes(repository, system, inventory)
     newest = _newest(settings.name, cluster, inventory, times, server, receiver)
     return RepositoryWal(settings.name, settings.url, None, system, found.timelines, own, newest)

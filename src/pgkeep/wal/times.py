@@ -79,9 +79,13 @@ class WalTimes:
         """Parts of the index that are damaged, a sentence each: the WAL itself was read instead."""
         return self._known.notes
 
-    def segments(self, timeline: int) -> list[SegmentTimes]:
-        """The summaries of a timeline's segments, in order; its first one has what its parent wrote of it, too."""
-        return self._known.summaries((timeline, start) for start in self._known.starts(timeline))
+    def segments(self, timeline: int, begin: int = 0, end: int = _EVERYTHING) -> list[SegmentTimes]:
+        """The summaries of a timeline's segments that start in ``[begin, end)``, in order; its first one has what its parent wrote
+        of it, too.
+        """
+        starts = self._known.starts(timeline)
+        inside = starts[bisect_left(starts, begin) : bisect_left(starts, end)]
+        return self._known.summaries((timeline, start) for start in inside)
 
     def events(self, timeline: int, start: int) -> list[WalEvent]:
         """The events whose records start in the segment at ``start``, in a timeline's file of it.

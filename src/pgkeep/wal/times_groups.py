@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 
 import msgspec
 
@@ -63,10 +64,15 @@ class TimesGroups:
         name = segment_name(timeline, group, self._size)
         return f"{self._prefix}{name[:8]}/{name[8:16]}/{name}"
 
-    def there(self, timeline: int) -> set[int]:
-        """The groups of a timeline that the repository has, by one listing."""
+    def there(self, timeline: int, first_log: int = 0) -> set[int]:
+        """The groups of a timeline that the repository has, by one listing; from a log (LSN >> 32) on, by one for each."""
+        top = f"{self._prefix}{timeline:08X}/"
+        prefixes = [top]
+        if first_log:
+            since = f"{first_log:08X}"
+            prefixes = [f"{top}{log}/" for log in self._store.folders(top) if len(log) == len(since) and log >= since]
         found = set()
-        for info in self._store.list(f"{self._prefix}{timeline:08X}/"):
+        for info in chain.from_iterable(map(self._store.list, prefixes)):
             with suppress(ValueError):
                 found.add(int(parse_segment_name(info.name.rpartition("/")[2], self._size)[1]))
         return found

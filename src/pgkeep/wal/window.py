@@ -37,6 +37,9 @@ ENDS = frozenset({"commit", "abort"})
 
 _LATEST = datetime.max.replace(tzinfo=UTC)
 
+_TOGETHER = 128
+"""Segments whose summaries are asked for at once: eight objects of the index, read side by side."""
+
 _CHECKPOINT_PRECISION = timedelta(seconds=1)
 """A checkpoint's time is in whole seconds, rounded down."""
 
@@ -97,7 +100,7 @@ class PathTimes:
         self.path = path
         self._inventory = inventory
         self._times = times
-        self._summaries: dict[int, dict[int, SegmentTimes]] = {}
+        self._summaries: dict[tuple[int, int], dict[int, SegmentTimes]] = {}
 
     def first_end_after(self, start: int, end: int, moment: datetime) -> WalEvent | None:
         """The first end of a transaction in ``[start, end)`` whose time is later than ``moment``."""
@@ -196,12 +199,16 @@ class PathTimes:
 
     def _summary(self, begin: int) -> SegmentTimes | None:
         wal = self._inventory.source(self.path, begin)
-        return None if wal is None else self._of_timeline(wal.timeline).get(begin)
+        return None if wal is None else self._around(wal.timeline, begin).get(begin)
 
-    def _of_timeline(self, timeline: int) -> dict[int, SegmentTimes]:
-        if timeline not in self._summaries:
-            self._summaries[timeline] = {summary.start: summary for summary in self._times.segments(timeline)}
-        return self._summaries[timeline]
+    def _around(self, timeline: int, begin: int) -> dict[int, SegmentTimes]:
+        """The summaries of a segment and its neighbours: those at the end of WAL are not worth reading all before."""
+        stretch = _TOGETHER * self._inventory.segment_size
+        first = begin - begin % stretch
+        if (timeline, first) not in self._summaries:
+            found = self._times.segments(timeline, first, first + stretch)
+            self._summaries[timeline, first] = {summary.start: summary for summary in found}
+        return self._summaries[timeline, first]
 
 
 class Branch:

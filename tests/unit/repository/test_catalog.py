@@ -7,7 +7,7 @@ import pytest
 
 from pgkeep.errors import DamageError, NotFoundError
 from pgkeep.repository import Repository
-from pgkeep.repository.manifests import Catalog, DamagedPage, Manifest, Tablespace, WalRange, new_backup_id
+from pgkeep.repository.manifests import BackupName, Catalog, DamagedPage, Manifest, Tablespace, WalRange, new_backup_id
 from pgkeep.repository.maps import Directory
 from pgkeep.repository.posix import PosixStore
 from pgkeep.repository.store import ObjectExists, ObjectMissing
@@ -120,6 +120,19 @@ def test_a_manifest_that_went_since_the_listing_is_missing(store: PosixStore, ca
     store.delete(name.object_name)
     with pytest.raises(ObjectMissing):
         catalog.read(name)
+
+
+def test_reading_all_passes_over_a_backup_that_was_removed_meanwhile(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [*catalog.names(), BackupName("20261103T000000Z-dddddddd", 7123)]
+    monkeypatch.setattr(catalog, "names", lambda: listed)
+    assert [found.id for found in catalog.read_all()] == [name.id for name in listed[:-1]]
+
+
+def test_a_manifest_can_be_read_without_its_directories(catalog: Catalog) -> None:
+    assert {len(found.directories) for found in catalog.read_all(directories=False)} == {0}
+    assert {len(found.directories) for found in catalog.read_all()} == {1}
 
 
 def test_ids_sort_by_time_and_differ_within_a_millisecond() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pgkeep.errors import DamageError, NotFoundError
 from pgkeep.postgres.lsn import LSN
-from pgkeep.postgres.timeline import TimelineHistory, TimelineSwitch
+from pgkeep.postgres.timeline import TimelineHistory, TimelineSwitch, format_history, history_name
 from pgkeep.postgres.wal import segment_name
 from pgkeep.repository.wal_objects import WalArchive, piece_name
 from pgkeep.wal.inventory import TimelineWal, WalInventory, WalSpan, load_segment
@@ -144,3 +144,36 @@ def test_switches_of_grandchildren_are_followed() -> None:
     wal = {t: TimelineWal(t, SIZE, whole={n * SIZE for n in range(10)}) for t in (1, 2, 3)}
     path = TimelineHistory(3, (TimelineSwitch(1, LSN(2 * SIZE)), TimelineSwitch(2, LSN(5 * SIZE + 7))))
     assert WalInventory(SIZE, wal, {3: path}).reach(path, 0) == 10 * SIZE
+
+
+LOG = (1 << 32) // SIZE
+"""Segments in a folder."""
+
+
+def test_the_end_is_read_without_the_folders_before_it(archive: WalArchive) -> None:
+    for number in (1, LOG, 2 * LOG - 1, 2 * LOG, 3 * LOG, 3 * LOG + 1):
+        archive.put(name(1, number), b"WAL")
+    history = TimelineHistory(2, (TimelineSwitch(1, LSN(3 * LOG * SIZE + 7), "promoted"),))
+    archive.put(history_name(2), format_history(history).encode())
+    archive.put(name(2, 3 * LOG), b"WAL of the next")
+
+    end, all_ = WalInventory.read_end(archive, SIZE), WalInventory.read(archive, SIZE)
+
+    assert end.newest_timeline == all_.newest_timeline == 2
+    assert end.timelines[2] == all_.timelines[2]
+    assert end.history(2) == all_.history(2)
+    assert (end.first_log, end.timelines[1].whole) == (3, {3 * LOG * SIZE, (3 * LOG + 1) * SIZE})
+    assert end.timelines[1].spans[-1] == all_.timelines[1].spans[-1]
+    assert end.timelines[1].switches == all_.timelines[1].switches
+
+
+def test_the_end_is_that_of_an_older_timeline_where_the_newest_has_no_wal(archive: WalArchive) -> None:
+    archive.put(name(1, LOG), b"WAL")
+    archive.put(history_name(2), format_history(TimelineHistory(2, (TimelineSwitch(1, LSN(SIZE), "x"),))).encode())
+    assert WalInventory.read_end(archive, SIZE).timelines[1].spans == [WalSpan(LSN(LOG * SIZE), LSN((LOG + 1) * SIZE))]
+
+    # a folder with nothing in it that is WAL
+    archive.put(f"{name(2, 9 * LOG)}.00000028.backup", b"START WAL LOCATION")
+    assert (
+        WalInventory.read_end(archive, SIZE).timelines[1].spans == WalInventory.read(archive, SIZE).timelines[1].spans
+    )
