@@ -121,7 +121,8 @@ def test_new_backups_rest_on_nothing_that_must_be_thawed(archive: Archive, work_
     program.succeed("cold")
     sql(archive.server.dsn(), "DROP TABLE words")
     sql(
-        archive.server.dsn(), "CREATE TABLE words AS SELECT i, md5(i::text) AS word FROM generate_series(1, 120000) AS i"
+        archive.server.dsn(),
+        "CREATE TABLE words AS SELECT i, md5(i::text) AS word FROM generate_series(1, 120000) AS i",
     )
 
     newest = program.succeed("backup", "--full")["backups"][0]["id"]

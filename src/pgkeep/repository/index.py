@@ -23,6 +23,7 @@ import struct
 import threading
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, overload
 
 from blake3 import blake3
@@ -237,7 +238,10 @@ class Index:
 
 
 def write_index(store: Store, keys: KeyRing, packs: Iterable[tuple[str, Sequence[PackEntry]]]) -> str:
-    """Create the index object for packs that are durable already; returns its name."""
+    """Create the index object for packs that are durable already; returns its name.
+
+    Of a content that several packs hold, the first of them is where it is found.
+    """
     pack_table, rows = [], []
     for number, (name, entries) in enumerate(packs):
         _, kind, _, digest = name.split("/")
@@ -246,7 +250,7 @@ def write_index(store: Store, keys: KeyRing, packs: Iterable[tuple[str, Sequence
             (entry.id, _PLACE.pack(number, entry.offset, entry.stored_size, entry.plain_size, entry.codec))
             for entry in entries
         ]
-    rows.sort()
+    rows.sort(key=itemgetter(0))
     ids, places = b"".join(content_id for content_id, _ in rows), b"".join(place for _, place in rows)
     return _write(store, keys, pack_table, len(rows), ids, places)
 

@@ -265,12 +265,16 @@ class Repository:
 
         Raises DamageError where packs are damaged, after the index of the others is written; the old index stays then.
         """
+        from pgkeep.repository.cold_records import read_cold
         from pgkeep.repository.contents import read_tables
         from pgkeep.repository.index import IndexSegment, write_index
 
         # listed before the packs: an index that comes meanwhile may cover packs that the listing below has missed
         old = [info.name for info in self.store.list("index/")]
         tables, damaged = read_tables(self.store, self.keys, (info.name for info in self.store.list("packs/")))
+        archived = read_cold(self.store).archived
+        # what is stored again since its pack is in an archive is found where it can be read
+        tables.sort(key=lambda table: table[0] in archived)
         new = write_index(self.store, self.keys, tables)
         try:
             IndexSegment(self.keys, new, self.store.read_mapped(new))
