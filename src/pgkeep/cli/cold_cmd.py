@@ -13,6 +13,9 @@ from pgkeep.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from pgkeep.cold import ColdReport
+    from pgkeep.cold.plan import KeptAt
+    from pgkeep.config import RetentionSettings
+    from pgkeep.repository import Repository
 
 __all__ = ["command"]
 
@@ -44,9 +47,21 @@ def command(context: Context, chosen: Chosen, dry_run: bool) -> None:
             hint='[repository.NAME.cold] with after = "30d" and class = "GLACIER_IR" in the configuration',
         )
     repository = chosen.open()
+    if settings is not None and settings.retention is not None:
+        request = replace(request, kept_at=_kept_at(repository, settings.retention))
     with context.progress() as progress:
         report = run_cold(replace(request, dry_run=dry_run), repository, progress)
     _show(context, report, dry_run=dry_run)
+
+
+def _kept_at(repository: Repository, retention: RetentionSettings) -> KeptAt:
+    from pgkeep.policy import Rules
+    from pgkeep.policy.keeping import keeping
+    from pgkeep.policy.retention import State
+    from pgkeep.verify import VerifyMemory
+
+    verified = VerifyMemory(repository.store, repository, objects=False).backups
+    return keeping(repository, Rules.of(retention), dict.fromkeys(verified, State.VERIFIED))
 
 
 def _show(context: Context, report: ColdReport, *, dry_run: bool) -> None:
