@@ -32,7 +32,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> KeptRepository:
     now = utc_now()
     for number in range(20):
         made.backup(now - number * DAY - HOUR)
-    made.wal(now - 21 * DAY, now - HOUR)
+    made.wal(now - 21 * DAY, now)
     return made
 
 

@@ -1,165 +1,316 @@
-"""Backups in cold storage: moved by rule, thawed, restored. The S3 server is real; its storage classes are simulated (support.simulated_glacier)."""
+"""Cold storage end to end: a real cluster, real objects in a real bucket, and an archive that is simulated (`SimulatedGlacier`)."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pgkeep.repository.parameters import Parameters
+from pgkeep.cold.needs import packs_of
+from pgkeep.errors import StoreError
+from pgkeep.postgres.server import ThrowawayServer
+from pgkeep.repository import KeyFile, Repository, open_store
+from pgkeep.repository.cold_records import read_cold
+from pgkeep.repository.contents import Parameters
+from pgkeep.repository.leases import Lease
+from pgkeep.repository.storage_classes import StorageClasses
+from pgkeep.repository.store import ObjectArchived
 from support.buckets import BucketProgram
-from support.servers import sql
+from support.fault_proxy import Fault
+from support.jobs import backup, running_copy, server_place
+from support.servers import TEST_SETTINGS, dump_all, sql
 from support.simulated_glacier import SimulatedGlacier
+from support.wal import until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pgkeep.postgres.server import ThrowawayServer
-    from support.fault_proxy import FaultProxy
-    from support.seaweed import S3Bucket
-    from support.servers import MakeServer
+    from pgkeep.postgres.binaries import ServerBinaries
+    from support.fault_proxy import Message
+    from support.seaweed import S3Bucket, SeaweedServer
 
-COLD = '[repository.auth.cold]\nafter = "1s"\nclass = "GLACIER"\n[repository.auth.cold.tiers.GLACIER]\nbulk = { hours = 20 }\n'
+RULE = '[repository.auth.cold]\nafter = "1s"\nclass = "GLACIER"\n'
 
 
-@dataclass
-class Archive:
-    """A cluster whose first of two backups is old enough to move."""
+class Vault:
+    """A bucket behind a simulated archive, with an old backup and a new one that share the catalogs and nothing large."""
 
-    server: ThrowawayServer
-    program: BucketProgram
-    glacier: SimulatedGlacier
-    old: str
-    new: str
+    def __init__(self, directory: Path, server: ThrowawayServer, bucket: S3Bucket, glacier: SimulatedGlacier) -> None:
+        self.server, self.glacier = server, glacier
+        self.program = BucketProgram(directory, server.dsn(), bucket.url_at(glacier.endpoint, retry_for="20s"))
+        key = directory / "pgkeep.key"
+        directory.mkdir()
+        small = Parameters(cell_size=64 << 10, pack_size=256 << 10)
+        self.repository = Repository.create(open_store(self.program.url), KeyFile.generate(key), small)
+        self.configure(RULE)
+        sql(
+            server.dsn(),
+            "DROP TABLE IF EXISTS accounts;"
+            "CREATE TABLE accounts AS SELECT i, gen_random_uuid()::text || gen_random_uuid()::text AS secret"
+            " FROM generate_series(1, 30000) i",
+        )
+        self.old = backup(server.dsn(), self.repository, cluster="auth").id
+        self.old_rows = dump_all(server)
+        sql(server.dsn(), "UPDATE accounts SET secret = gen_random_uuid()::text || gen_random_uuid()::text")
+        self.new = backup(server.dsn(), self.repository, cluster="auth").id
 
-    def restore(self, backup: str, target: Path) -> tuple[int, dict[str, object]]:
-        code, document = self.program.run("restore", backup, "--target-dir", target, "--immediate")
-        return code, document
+    def configure(self, cold: str, cluster: str = "") -> None:
+        """Write the configuration."""
+        key = self.program.directory / "pgkeep.key"
+        self.program.config.write_text(
+            f'[repository.auth]\nurl = "{self.program.url}"\nkey = "file:{key}"\n{cold}'
+            f'[cluster.auth]\ndsn = "{self.server.dsn()}"\nrepositories = ["auth"]\n{cluster}\n'
+        )
+
+    def packs(self, backup: str) -> set[str]:
+        """What a backup needs."""
+        fresh = Repository.open(open_store(self.program.url), KeyFile.read(self.program.directory / "pgkeep.key"))
+        return packs_of(fresh, fresh.catalog.find(backup))
+
+    def archive(self) -> dict[str, Any]:
+        """Move what the rule says."""
+        # the rule's second, by the clock of whole seconds that backups have
+        time.sleep(1.1)
+        return self.program.succeed("cold")
+
+
+@pytest.fixture(scope="module")
+def origin(binaries_of: Callable[[int], ServerBinaries], work_root: Path) -> Iterator[ThrowawayServer]:
+    with ThrowawayServer(binaries_of(17), parent=work_root) as server:
+        server.initdb()
+        server.start({**TEST_SETTINGS, "full_page_writes": False})
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hot(origin: ThrowawayServer, work_root: Path, s3_server: SeaweedServer) -> Iterator[Vault]:
+    """One of which nothing moves."""
+    with SimulatedGlacier(s3_server.port) as glacier:
+        yield Vault(work_root / "hot-vault", origin, s3_server.make_bucket(), glacier)
+
+
+@pytest.fixture(scope="module")
+def settled(origin: ThrowawayServer, work_root: Path, s3_server: SeaweedServer) -> Iterator[Vault]:
+    """One whose old backup has moved."""
+    with SimulatedGlacier(s3_server.port) as glacier:
+        vault = Vault(work_root / "settled-vault", origin, s3_server.make_bucket(), glacier)
+        assert vault.archive()["moved"] >= 3
+        yield vault
 
 
 @pytest.fixture
-def archive(make_server: MakeServer, work_dir: Path, s3_bucket: S3Bucket, fault_proxy: FaultProxy) -> Archive:
-    server = make_server(17, settings={"autovacuum": False})
-    glacier = SimulatedGlacier(fault_proxy)
-    program = BucketProgram(work_dir / "setup", server.dsn(), s3_bucket.url_at(fault_proxy.endpoint))
-    program.prepare(Parameters(pack_size=256 << 10))
-    program.config.write_text(program.config.read_text() + COLD)
-    sql(server.dsn(), "CREATE TABLE words AS SELECT i, md5(i::text) AS word FROM generate_series(1, 120000) AS i")
-    old = program.succeed("backup")["backups"][0]["id"]
-    sql(server.dsn(), "UPDATE words SET word = md5(word)")
-    sql(server.dsn(), "VACUUM FULL words")
-    new = program.succeed("backup", "--full")["backups"][0]["id"]
-    time.sleep(1.2)
-    return Archive(server, program, glacier, old, new)
+def vault(origin: ThrowawayServer, work_dir: Path, s3_server: SeaweedServer, s3_bucket: S3Bucket) -> Iterator[Vault]:
+    with SimulatedGlacier(s3_server.port) as glacier:
+        yield Vault(work_dir / "vault", origin, s3_bucket, glacier)
 
 
-def test_what_only_old_backups_need_moves_and_comes_back_by_a_thaw(archive: Archive, work_dir: Path) -> None:
-    program, glacier = archive.program, archive.glacier
+def test_old_backups_move_are_refused_with_what_they_need_thawed_and_restored(
+    vault: Vault, work_dir: Path, binaries_of: Callable[[int], ServerBinaries]
+) -> None:
+    """The whole way, with a thaw that is killed in its middle and run again: nothing is asked for twice."""
+    old, program, glacier = vault.old, vault.program, vault.glacier
+    expected = vault.packs(old) - vault.packs(vault.new)
 
     planned = program.succeed("cold", "--dry-run")
-    assert glacier.classes == {}
-    moved = program.succeed("cold")
-    again = program.succeed("cold")
+    assert glacier.archived() == set()
+    moved = vault.archive()
 
-    assert planned["moves"][0]["objects"] == moved["moved"] > 0
-    assert again["moved"] == 0
-    assert {key.split("/")[4] for key in glacier.classes if "/packs/" in key} <= {"data"}, "metadata stays hot"
-    assert archive.restore(archive.new, work_dir / "new")[0] == 0, "what the newest backup needs is where it was"
+    gone = glacier.archived()
+    assert gone <= expected
+    assert {name.split("/")[1] for name in gone} == {"data"}
+    assert moved["moved"] == len(gone) == planned["moves"][0]["objects"] >= 3
+    assert moved["complete"]
+    assert read_cold(vault.repository.store).archived == gone
+    assert program.succeed("cold")["moved"] == 0
 
-    code, refused = archive.restore(archive.old, work_dir / "old")
-    assert code != 0
-    assert "must be thawed first" in str(refused["error"])
-    assert "Bulk (GLACIER): 20 h" in str(refused["error"]), (
-        "the hint has the choices, as the configuration corrects them"
+    # what is left hot is all that listings, the newest backup and the next one take
+    assert [found["id"] for found in program.succeed("list")["backups"]] == [old, vault.new]
+    assert program.succeed("restore", vault.new, "--target-dir", work_dir / "new", "--plan")
+
+    target = server_place(work_dir / "restored") / "data"
+    code, refused = program.run("restore", old, "--target-dir", target)
+    assert code == 9
+    assert not target.exists()
+    error = refused["error"]
+    assert f"{len(gone)} objects in GLACIER" in error["message"]
+    assert "must be thawed first" in error["message"]
+    assert error["hint"].startswith(f"pgkeep thaw {old} --wait")
+    assert "Standard (GLACIER): 5 h 0 min" in error["hint"]
+
+    asked = program.succeed("thaw", old, "--dry-run")
+    assert glacier.restore_requests == []
+    assert asked["need"]["bytes"] == sum(vault.repository.store.info(name).size for name in gone)
+    assert {tier["tier"] for tier in asked["need"]["tiers"]} == {"Expedited", "Standard", "Bulk"}
+
+    kill_in_the_middle(vault)
+    before = len(glacier.restore_requests)
+    assert before == 2
+
+    waiting = program.start("thaw", old, "--wait", "--tier", "bulk", "--days", "3", "--poll", "0.1")
+    until(lambda: len(glacier.restore_requests) == len(gone), "all asked for")
+    code, refused = program.run("restore", old, "--target-dir", target)
+    assert code == 9
+    assert f"{len(gone)} of them are being thawed" in refused["error"]["message"]
+    assert waiting.poll() is None
+    glacier.deliver()
+    output, errors = waiting.communicate(timeout=60)
+    assert waiting.returncode == 0, output + errors
+
+    assert {request.key.partition("/auth/")[2] for request in glacier.restore_requests} == gone
+    assert len(glacier.restore_requests) == len(gone)
+    assert {(request.tier, request.days) for request in glacier.restore_requests[before:]} == {("Bulk", 3)}
+    assert program.succeed("thaw", old)["requested"] == 0
+    restored = program.succeed("restore", old, "--target-dir", target)
+    assert any("were thawed for it and freeze again" in note for note in restored["plan"]["notes"]), restored["plan"]
+    with running_copy(target, binaries_of(17)) as copy:
+        assert dump_all(copy) == vault.old_rows
+
+
+def kill_in_the_middle(vault: Vault) -> None:
+    """``kill -9`` of a thaw of which two requests got through, and the others hang."""
+    asked = [0]
+
+    def plan(message: Message) -> Fault:
+        if message.method != "POST" or "restore" not in message.path:
+            return Fault.NONE
+        asked[0] += 1
+        return Fault.NONE if asked[0] <= 2 else Fault.SILENCE
+
+    vault.glacier.plan = plan
+    process = vault.program.start("thaw", vault.old)
+    until(lambda: asked[0] > 2 and len(vault.glacier.restore_requests) == 2, "a request that hangs")
+    process.kill()
+    process.communicate()
+    vault.glacier.plan = None
+
+
+def test_a_move_that_is_killed_is_finished_by_the_next_one(vault: Vault) -> None:
+    """The record comes first, so that nobody takes for hot what may be cold by now; moving again costs nothing for what is there."""
+    copies = [0]
+
+    def plan(message: Message) -> Fault:
+        if message.header("x-amz-copy-source") is None:
+            return Fault.NONE
+        copies[0] += 1
+        return Fault.NONE if copies[0] <= 2 else Fault.SILENCE
+
+    time.sleep(1.1)
+    vault.glacier.plan = plan
+    process = vault.program.start("cold")
+    until(lambda: copies[0] > 2 and len(vault.glacier.archived()) == 2, "the third copy")
+    process.kill()
+    process.communicate()
+    vault.glacier.plan = None
+
+    half = vault.glacier.archived()
+    assert half < read_cold(vault.repository.store).archived
+    code, refused = vault.program.run("restore", vault.old, "--target-dir", vault.program.directory / "copy")
+    assert (code, "2 objects in GLACIER" in refused["error"]["message"]) == (9, True), refused
+
+    report = vault.program.succeed("cold")
+    assert report["complete"]
+    assert vault.glacier.archived() > half
+    records = read_cold(vault.repository.store)
+    assert records.archived == vault.glacier.archived()
+    assert len(records.records) == 1
+
+
+def test_verify_passes_over_what_must_be_thawed_and_says_so(settled: Vault, work_dir: Path) -> None:
+    scrubbed = settled.program.succeed("verify", "--scrub")
+    content = settled.program.succeed("verify", "--content")
+    code, named = settled.program.run("verify", settled.old, "--content")
+    exported, said = settled.program.run("export", settled.old, work_dir / "export")
+
+    assert scrubbed["damage"] == content["damage"] == []
+    assert scrubbed["cold_objects"] == len(settled.glacier.archived())
+    assert content["cold"] == [settled.old]
+    assert (code, exported) == (9, 9)
+    assert "cannot be read to verify it" in named["error"]["message"]
+    assert "cannot be read to export it" in said["error"]["message"]
+
+
+def test_the_next_backup_rests_on_nothing_that_is_archived(settled: Vault) -> None:
+    sql(settled.server.dsn(), "CREATE TABLE IF NOT EXISTS more AS SELECT 1 AS i")
+
+    taken = settled.program.succeed("backup")["backups"][0]["id"]
+
+    assert settled.packs(taken).isdisjoint(settled.glacier.archived())
+
+
+def test_rules_that_break_the_objective_are_refused_before_anything_moves(hot: Vault) -> None:
+    hot.configure(
+        '[repository.auth.cold]\nafter = "1s"\nclass = "DEEP_ARCHIVE"\n',
+        'objectives = { rto = "1h", rto_span = "30d" }',
     )
-    assert glacier.counts["refused"] == 0, "found out without a try"
-    assert not (work_dir / "old").exists()
+    time.sleep(1.1)
 
-    dry = program.succeed("thaw", archive.old, "--dry-run", "--tier", "Bulk")
-    assert glacier.asked == {}
-    assert dry["need"]["objects"] > 0
-    asked = program.succeed("thaw", archive.old, "--tier", "Bulk")
-    assert set(glacier.asked.values()) == {"Bulk"}
-    assert asked["requested"] == len(glacier.asked) == dry["need"]["objects"]
-    assert program.succeed("thaw", archive.old, "--tier", "Bulk")["requested"] == 0, "asked for once"
-    assert archive.restore(archive.old, work_dir / "old")[0] != 0
-    glacier.thaw()
-    done = program.succeed("thaw", archive.old, "--wait")
+    code, document = hot.program.run("cold")
+    _, check = hot.program.run("check")
 
-    assert done["left"] == 0
-    assert archive.restore(archive.old, work_dir / "old")[0] == 0
-    assert (work_dir / "old" / "PG_VERSION").exists()
+    assert code == 3
+    assert "cluster auth must be back within 1 h 0 min for 30 d 0 h" in document["error"]["message"]
+    assert hot.glacier.archived() == set()
+    finding = next(finding for finding in check["findings"] if finding["name"] == "cold storage of auth")
+    assert finding["status"] == "failed"
+    assert "break an objective" in finding["message"]
 
 
-def test_a_thaw_that_waits_can_be_killed_and_goes_on(archive: Archive, work_dir: Path) -> None:
-    program, glacier = archive.program, archive.glacier
-    program.succeed("cold")
-    waiting = program.start("thaw", archive.old, "--wait", "--poll", "0.1")
-    until = time.monotonic() + 30
-    while not glacier.asked and time.monotonic() < until:
-        time.sleep(0.05)
-    glacier.thaw(most=1)
-    waiting.kill()
-    waiting.communicate()
-    before = dict(glacier.asked)
+def test_what_retention_lets_go_before_its_class_is_paid_for_stays(hot: Vault) -> None:
+    """GLACIER charges for 90 days; a window of 30 keeps the old backup for no more than that."""
+    retention = '[repository.auth.retention]\nwindow = "30d"\n'
+    hot.configure(retention + RULE)
 
-    resumed = program.start("thaw", archive.old, "--wait", "--poll", "0.1")
-    time.sleep(1)
-    assert resumed.poll() is None, "it waits for the rest"
-    glacier.thaw()
-    resumed.communicate(timeout=30)
-    assert resumed.returncode == 0
-    assert glacier.asked == before
-    assert archive.restore(archive.old, work_dir / "old")[0] == 0
+    time.sleep(1.1)
+
+    short = hot.program.succeed("cold", "--dry-run")
+    hot.configure(retention.replace("30d", "200d") + RULE)
+    lasting = hot.program.succeed("cold", "--dry-run")
+
+    assert short["moves"][0]["objects"] == 0
+    assert any("expire before the 90 days that GLACIER charges for" in stay["reason"] for stay in short["stays"])
+    assert lasting["moves"][0]["objects"] >= 3
 
 
-def test_new_backups_rest_on_nothing_that_must_be_thawed(archive: Archive, work_dir: Path) -> None:
-    """A table as it was in the old backup is stored again."""
-    program = archive.program
-    program.succeed("cold")
-    sql(archive.server.dsn(), "DROP TABLE words")
-    sql(
-        archive.server.dsn(),
-        "CREATE TABLE words AS SELECT i, md5(i::text) AS word FROM generate_series(1, 120000) AS i",
-    )
+def test_the_users_prices_are_what_a_refusal_says(settled: Vault, work_dir: Path) -> None:
+    settled.configure(RULE + "tiers.GLACIER.Standard = { hours = 3, per_1000 = 10000 }\n")
+    count = len(settled.glacier.archived())
 
-    newest = program.succeed("backup", "--full")["backups"][0]["id"]
+    code, refused = settled.program.run("restore", settled.old, "--target-dir", work_dir / "copy", "--plan")
 
-    assert archive.restore(newest, work_dir / "newest")[0] == 0
-    assert archive.glacier.counts["refused"] == 0
+    assert code == 9
+    assert f"Standard (GLACIER): 3 h 0 min, about ${10 * count}." in refused["error"]["hint"]
 
 
-def test_verify_passes_over_what_is_frozen_and_says_so(archive: Archive) -> None:
-    archive.program.succeed("cold")
+def test_a_running_backup_goes_first(hot: Vault) -> None:
+    time.sleep(1.1)
+    with Lease(hot.repository.store, "backup of auth"):
+        report = hot.program.succeed("cold")
 
-    document = archive.program.succeed("verify")
-
-    assert document["damage"] == []
-
-
-def test_a_rule_that_would_break_the_objective_is_refused(archive: Archive) -> None:
-    config = archive.program.config
-    text = config.read_text()
-    text = text.replace('class = "GLACIER"', 'class = "DEEP_ARCHIVE"')
-    config.write_text(
-        text.replace("[cluster.auth]\n", '[cluster.auth]\nobjectives = { rto = "15min", rto_span = "7d" }\n')
-    )
-
-    code, document = archive.program.run("cold")
-
-    assert code != 0
-    assert "break an objective" in str(document["error"])
-    assert "cluster auth must be back within 15 min" in str(document["error"])
-    assert archive.glacier.classes == {}
+    assert (report["complete"], report["moved"]) == (False, 0)
+    assert report["notes"] == ["a backup began, and goes first: run it again to move the rest"]
 
 
-def test_what_would_expire_before_it_is_paid_for_stays(archive: Archive) -> None:
-    config = archive.program.config
-    config.write_text(config.read_text() + '[repository.auth.retention]\nwindow = "14d"\n')
+def test_what_somebody_else_archived_is_named_by_the_read_itself(hot: Vault) -> None:
+    """A lifecycle rule of the bucket leaves no record of pgkeep's; nothing is tried again in vain."""
+    store = hot.repository.store
+    classes = StorageClasses(store)  # type: ignore[arg-type]
+    pack = "tmp/lifecycle"
+    store.put(pack, [b"data"])
+    classes.change(pack, "DEEP_ARCHIVE")
+    begun = time.monotonic()
 
-    plan = archive.program.succeed("cold", "--dry-run")
-
-    assert plan["moves"][0]["objects"] == 0
-    assert any("expire before" in stay["reason"] for stay in plan["stays"])
+    with pytest.raises(ObjectArchived, match=pack):
+        open_store(store.url).get(pack)
+    assert time.monotonic() - begun < 5
+    with pytest.raises(StoreError, match="archive"):
+        classes.change(pack, "STANDARD_IA")
+    state = classes.state(pack)
+    assert (state.storage_class, state.is_archived, state.thawing) == ("DEEP_ARCHIVE", True, False)
+    classes.thaw(pack, "Bulk", 1)
+    classes.thaw(pack, "Bulk", 1)
+    assert classes.state(pack).thawing
+    hot.glacier.deliver()
+    assert classes.state(pack).thawed_until is not None
+    assert classes.is_readable(pack)

@@ -23,7 +23,7 @@ from pgkeep.repository.contents import Parameters
 from pgkeep.repository.manifests import Manifest, WalRange
 from support.jobs import KEY
 from support.manifests import plain_manifest
-from support.simulated_classes import SimulatedClasses
+from support.simulated_glacier import SimulatedClasses
 
 __all__ = ["DAY", "NOW", "SEGMENT", "SYSTEM", "ColdRepository"]
 

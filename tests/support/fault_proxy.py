@@ -107,7 +107,7 @@ class FaultProxy:
 
     ``plan`` says how a request fares; `next` goes before it. ``requests`` is what came, each with its fault.
     ``latency`` is seconds that every request waits. ``answer`` may make up an answer: a status and a body. ``seen`` is called with
-    every request, and ``change`` may change what the server gets of it, ``answered`` what comes back.
+    every request, and ``change`` may change what the server gets of it.
     """
 
     def __init__(self, port: int, *, tls: ssl.SSLContext | None = None) -> None:
@@ -127,7 +127,6 @@ class FaultProxy:
         self.requests: list[tuple[str, str, Fault]] = []
         self.seen: Callable[[Message], None] | None = None
         self.change: Callable[[Message], None] | None = None
-        self.answered: Callable[[Message, Message], None] | None = None
 
     @property
     def endpoint(self) -> str:
@@ -255,8 +254,6 @@ class FaultProxy:
         if answer is None or fault is Fault.DROPPED_ANSWER:
             _reset(client)
             return False
-        if self.answered is not None:
-            self.answered(request, answer)
         return self._give(client, answer, request, fault) and answer.header("connection") != "close"
 
     def _give(self, client: socket.socket, answer: Message, request: Message, fault: Fault) -> bool:
@@ -286,14 +283,7 @@ def _reset(connection: socket.socket) -> None:
 
 def _error(status: int, body: str, *, head: bool) -> bytes:
     data = b"" if head else body.encode()
-    reason = {
-        200: "OK",
-        202: "Accepted",
-        403: "Forbidden",
-        404: "Not Found",
-        500: "Internal Server Error",
-        503: "Slow Down",
-    }.get(status, "Error")
+    reason = {403: "Forbidden", 404: "Not Found", 500: "Internal Server Error", 503: "Slow Down"}.get(status, "Error")
     return (
         f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/xml\r\nContent-Length: {len(data)}\r\n\r\n".encode()
         + data

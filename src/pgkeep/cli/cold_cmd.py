@@ -12,11 +12,9 @@ from pgkeep.errors import ConfigError
 from pgkeep.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from pgkeep.cold import ColdReport
     from pgkeep.cold.plan import KeptAt
-    from pgkeep.config import RepositorySettings
+    from pgkeep.config import RetentionSettings
     from pgkeep.repository import Repository
 
 __all__ = ["command"]
@@ -49,25 +47,21 @@ def command(context: Context, chosen: Chosen, dry_run: bool) -> None:
             hint='[repository.NAME.cold] with after = "30d" and class = "GLACIER_IR" in the configuration',
         )
     repository = chosen.open()
-    request = replace(request, dry_run=dry_run, kept_at=_kept_at(settings, repository))
+    if settings is not None and settings.retention is not None:
+        request = replace(request, kept_at=_kept_at(repository, settings.retention))
     with context.progress() as progress:
-        report = run_cold(request, repository, progress)
+        report = run_cold(replace(request, dry_run=dry_run), repository, progress)
     _show(context, report, dry_run=dry_run)
 
 
-def _kept_at(settings: RepositorySettings | None, repository: Repository) -> KeptAt | None:
-    """What the rules of retention still keep at a moment to come, so that nothing moves that is paid for longer than it stays."""
-    if settings is None or settings.retention is None:
-        return None
-    from pgkeep.policy import ExpireRequest, Rules, plan_expiry
+def _kept_at(repository: Repository, retention: RetentionSettings) -> KeptAt:
+    from pgkeep.policy import Rules
+    from pgkeep.policy.keeping import keeping
+    from pgkeep.policy.retention import State
+    from pgkeep.verify import VerifyMemory
 
-    rules = Rules.of(settings.retention)
-
-    def kept_at(moment: datetime) -> set[str]:
-        plans = plan_expiry(ExpireRequest(rules, now=moment), repository)
-        return {backup for plan in plans for backup in plan.ids.difference(plan.going)}
-
-    return kept_at
+    verified = VerifyMemory(repository.store, repository, objects=False).backups
+    return keeping(repository, Rules.of(retention), dict.fromkeys(verified, State.VERIFIED))
 
 
 def _show(context: Context, report: ColdReport, *, dry_run: bool) -> None:
