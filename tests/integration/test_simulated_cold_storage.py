@@ -170,20 +170,13 @@ def test_old_backups_move_are_refused_with_what_they_need_thawed_and_restored(
 
 def kill_in_the_middle(vault: Vault) -> None:
     """``kill -9`` of a thaw of which two requests got through, and the others hang."""
-    asked = [0]
-
-    def plan(message: Message) -> Fault:
-        if message.method != "POST" or "restore" not in message.path:
-            return Fault.NONE
-        asked[0] += 1
-        return Fault.NONE if asked[0] <= 2 else Fault.SILENCE
-
-    vault.glacier.plan = plan
+    glacier = vault.glacier
+    glacier.silent_after = 2
     process = vault.program.start("thaw", vault.old)
-    until(lambda: asked[0] > 2 and len(vault.glacier.restore_requests) == 2, "a request that hangs")
+    until(lambda: glacier.waiting and len(glacier.restore_requests) == 2, "a request that hangs")
     process.kill()
     process.communicate()
-    vault.glacier.plan = None
+    glacier.silent_after = None
 
 
 def test_a_move_that_is_killed_is_finished_by_the_next_one(vault: Vault) -> None:
@@ -285,6 +278,7 @@ def test_the_users_prices_are_what_a_refusal_says(settled: Vault, work_dir: Path
 
 def test_a_running_backup_goes_first(hot: Vault) -> None:
     time.sleep(1.1)
+    hot.configure(RULE)
     with Lease(hot.repository.store, "backup of auth"):
         report = hot.program.succeed("cold")
 
@@ -314,3 +308,4 @@ def test_what_somebody_else_archived_is_named_by_the_read_itself(hot: Vault) -> 
     hot.glacier.deliver()
     assert classes.state(pack).thawed_until is not None
     assert classes.is_readable(pack)
+    store.delete(pack)

@@ -82,6 +82,13 @@ class SimulatedGlacier(FaultProxy):
         self._state = threading.Lock()
         self.answer = self._refuse
         self.restore_requests: list[Thaw] = []
+        self.silent_after: int | None = None
+        """So many requests to thaw are answered, and the others wait until this is None again."""
+        self.waiting = 0
+
+    def __enter__(self) -> SimulatedGlacier:
+        super().__enter__()
+        return self
 
     def archived(self) -> set[str]:
         """Names of the objects in an archive, below the repository's prefix ``auth``."""
@@ -99,6 +106,8 @@ class SimulatedGlacier(FaultProxy):
     def _refuse(self, message: Message) -> tuple[int, str] | None:
         """Answers that a server without an archive does not give."""
         key, query = _key(message)
+        if message.method == "POST" and "restore" in query:
+            self._wait_for_silence()
         with self._state:
             if message.method == "POST" and "restore" in query:
                 return self._restore(key, message.body.decode())
@@ -108,6 +117,17 @@ class SimulatedGlacier(FaultProxy):
             if message.method == "PUT" and source is not None and self._is_frozen(unquote(source)):
                 return 403, _error("InvalidObjectState", "The source object of the COPY is in an archive")
         return None
+
+    def _wait_for_silence(self) -> None:
+        with self._state:
+            is_silent = self.silent_after == 0
+            if self.silent_after:
+                self.silent_after -= 1
+            self.waiting += is_silent
+        if is_silent:
+            while self.silent_after is not None and not self._stopped.wait(0.02):
+                pass
+            raise ConnectionResetError
 
     def _restore(self, key: str, body: str) -> tuple[int, str]:
         if self._archive.classes.get(key) not in ARCHIVES:
