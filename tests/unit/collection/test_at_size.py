@@ -26,7 +26,7 @@ CONTENTS = 10
 """Of a pack; real ones have some hundred, cells of a megabyte."""
 
 
-def test_a_million_simulated_packs_are_reckoned_up_in_seconds_and_bounded_memory(tmp_path: Path) -> None:
+def test_very_many_simulated_packs_are_reckoned_up_in_bounded_memory(tmp_path: Path) -> None:
     repository = new_repository(tmp_path / "repository", Parameters())
     chance = np.random.default_rng(1)
     ids = np.sort(np.frombuffer(chance.bytes(32 * PACKS * CONTENTS), "S32"))
