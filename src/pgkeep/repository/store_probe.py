@@ -112,7 +112,7 @@ class _Probe:
         names = [folder + name for name in _OUT_OF_TREE_ORDER]
         self._made += names
         with ThreadPoolExecutor(_AT_ONCE) as executor:
-            list(executor.map(lambda name: self._put(name, b"x", mode="overwrite"), names))
+            list(executor.map(self._put_new, names))
         clients = self._store.clients
         found = clients.call(
             "list", folder, lambda _request: [m["path"] for m in obstore.list(clients.small, folder).collect()]
@@ -141,13 +141,19 @@ class _Probe:
         def takes(storage_class: str) -> bool:
             name = f"{self._folder}class-{storage_class.lower()}"
             self._made.append(name)
-            if self._put(name, b"x", mode="overwrite", attributes={"Storage-Class": storage_class}) is not None:
+            if self._put_new(name, attributes={"Storage-Class": storage_class}) is not None:
                 return False
             return self._headers(name).get("x-amz-storage-class", storage_class) == storage_class
 
         classes = _CLASSES[self._store.address.scheme]
         with ThreadPoolExecutor(_AT_ONCE) as executor:
             return tuple(name for name, taken in zip(classes, executor.map(takes, classes), strict=True) if taken)
+
+    def _put_new(self, name: str, **options: Any) -> Refused | None:
+        """Put an object where there is none. Policies demand the condition, and some services do not know it."""
+        if self._put(name, b"x", mode="create", **options) is None:
+            return None
+        return self._put(name, b"x", mode="overwrite", **options)
 
     def _put(self, name: str, data: bytes, **options: Any) -> Refused | None:
         """Put it, or say why it was refused; a put that needed a second try counts as done where the object is ours."""
