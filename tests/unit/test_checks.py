@@ -87,7 +87,7 @@ def test_the_room_must_hold_the_first_backup(
     settings = RepositorySettings(name="main", url=str(tmp_path / "store"), key=KeyReference(kind="none"))
     Repository.create(open_store(settings.url), None)
     monkeypatch.setattr(PosixStore, "free_bytes", lambda _store: free << 20)
-    opens, room = check_repository(settings, FACTS)
+    opens, room, *_ = check_repository(settings, FACTS)
     assert (opens.status, room.status) == ("ok", status)
     assert check_repository(settings, replace(FACTS, size=None))[1].status == "unknown"
 
