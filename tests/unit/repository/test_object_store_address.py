@@ -151,4 +151,9 @@ def test_mistakes_in_settings_are_named_with_their_place(settings: str, message:
 
 
 def test_every_option_is_a_setting() -> None:
-    assert set(RepositorySettings.model_fields) - {"retention", "cold", "append_only"} == {*OPTIONS, "name", "url", "key"}
+    assert set(RepositorySettings.model_fields) - {"retention", "cold", "append_only"} == {
+        *OPTIONS,
+        "name",
+        "url",
+        "key",
+    }
