@@ -16,7 +16,7 @@ from pgkeep.repository.contents import Parameters
 from pgkeep.repository.leases import Lease
 from pgkeep.repository.storage_classes import StorageClasses
 from pgkeep.repository.store import ObjectArchived
-from support.buckets import BucketProgram
+from support.buckets import QuickProgram
 from support.fault_proxy import Fault
 from support.jobs import backup, running_copy, server_place
 from support.servers import TEST_SETTINGS, dump_all, sql
@@ -39,7 +39,7 @@ class Vault:
 
     def __init__(self, directory: Path, server: ThrowawayServer, bucket: S3Bucket, glacier: SimulatedGlacier) -> None:
         self.server, self.glacier = server, glacier
-        self.program = BucketProgram(directory, server.dsn(), bucket.url_at(glacier.endpoint, retry_for="20s"))
+        self.program = QuickProgram(directory, server.dsn(), bucket.url_at(glacier.endpoint, retry_for="20s"))
         key = directory / "pgkeep.key"
         directory.mkdir()
         small = Parameters(cell_size=64 << 10, pack_size=256 << 10)

@@ -25,7 +25,7 @@ from pgkeep.repository.storage_classes import StorageClasses
 from pgkeep.repository.write_protection import may_delete, may_replace
 from pgkeep.units import utc_now
 from pgkeep.verify import VerifyRequest, run_verify
-from support.buckets import BucketProgram, give_credentials
+from support.buckets import QuickProgram, give_credentials
 from support.jobs import backup, running_copy, server_place
 from support.seaweed import ADMIN, WRITER, Answer, S3Bucket, SeaweedServer
 from support.servers import TEST_SETTINGS, dump_all, sql
@@ -56,7 +56,7 @@ class Host:
     """A database host whose credentials only add; the recovery key is elsewhere."""
 
     server: ThrowawayServer
-    program: BucketProgram
+    program: QuickProgram
     bucket: S3Bucket
     recovery_key: Path
     backups: list[dict[str, Any]]
@@ -90,7 +90,7 @@ def host(binaries_of: Callable[[int], ServerBinaries], work_root: Path, s3_serve
         way = copy.copy(s3_server)
         way.endpoint = proxy.endpoint
         url = bucket.url_at(proxy.endpoint, credentials_file=str(credentials), profile="writer")
-        program = BucketProgram(place, server.dsn(), url)
+        program = QuickProgram(place, server.dsn(), url)
         made = program.succeed("init", server.dsn(), "--name", "auth", "--repository", url, "--sealed", "--yes")
         recovery_key = server.directory / "elsewhere.key"
         recovery_key.write_text(made["repositories"][0]["recovery_key"])
@@ -238,7 +238,7 @@ def test_an_intruder_reads_nothing_in_sealed_mode(host: Host, work_dir: Path) ->
 class Locked:
     """A repository whose objects nobody can delete for 14 days, in a bucket that keeps versions."""
 
-    program: BucketProgram
+    program: QuickProgram
     repository: Repository
     bucket: S3Bucket
 
@@ -251,7 +251,7 @@ class Locked:
 def locked(host: Host, work_root: Path, s3_server: SeaweedServer) -> Locked:
     bucket = s3_server.make_bucket(headers={"x-amz-bucket-object-lock-enabled": "true"})
     url = bucket.url_at(s3_server.endpoint, lock="compliance", lock_for="14d")
-    program = BucketProgram(work_root / "locked", host.server.dsn(), url)
+    program = QuickProgram(work_root / "locked", host.server.dsn(), url)
     program.init()
     repository = Repository.open(open_store(url), KeyFile.read(program.directory / "pgkeep.key"))
     backup(host.server.dsn(), repository, cluster="auth")
