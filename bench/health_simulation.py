@@ -26,7 +26,9 @@ from bench.report import write_results
 from pgkeep.backup.health import unhealthy_cells
 from pgkeep.backup.overlay import EXTENT, Extents, Pages, cut, joined, overlay, split_at_grid
 from pgkeep.repository.codec import Codec, compress
-from pgkeep.repository.contents import Location, Parameters, spans
+from pgkeep.repository.content_reader import spans
+from pgkeep.repository.contents import Parameters
+from pgkeep.repository.index import Location
 from pgkeep.repository.packs import PackEntry
 
 PAGE_SIZE = Parameters().page_size

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pgkeep.backup import BackupRequest, run_backup
 from pgkeep.demo.workload import load
 from pgkeep.errors import DamageError, KeyFailure, PgkeepError
 from pgkeep.repository import KeyFile, Passphrase, Repository, open_store
+from pgkeep.repository.distrust import read_distrusted
 from pgkeep.restore import RestoreRequest, run_restore
 from pgkeep.verify import VerifyRequest, run_verify
 from support.jobs import KEY, SMALL, backup, new_repository, server_place
+from support.local import AtCopying
 from support.servers import TEST_SETTINGS, sql
 
 if TYPE_CHECKING:
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
 _SEED = int(os.environ.get("PGKEEP_DAMAGE_SEED", "20261123"))
 _SECRET = random.Random(1).randbytes(500_000)
 _OF_A_KIND = int(os.environ.get("PGKEEP_DAMAGED_OBJECTS", "3"))
-_NOT_READ = ("scrubs/", "keys/")
-"""Objects that a restore may do without: records of earlier checks, and slots of other keys."""
+_NOT_READ = ("scrubs/", "keys/", "distrust/")
+"""Objects that a restore may do without: records of earlier checks and of what they found, and slots of other keys."""
 
 
 def _kind(name: str) -> str:
@@ -44,6 +47,7 @@ class Place:
         self.root = root / "repository"
         self.work = root
         self.encrypted = encrypted
+        self.dsn = ""
 
     def open(self) -> Repository:
         """As a new process would."""
@@ -111,6 +115,7 @@ def place(
     root.mkdir(mode=0o755)
     place = Place(root, encrypted=request.param)
     server = damaged_service(root)
+    place.dsn = server.dsn()
     repository = new_repository(place.root, SMALL, encrypted=request.param)
     if request.param:
         repository.add_recovery_key()
@@ -252,6 +257,33 @@ def test_a_lost_object_is_missed(place: Place) -> None:
 
         assert caught.value.exit_code in {8, 9}, caught.value
         assert report_or_error, f"verify did not miss {name}"
+
+
+def test_the_backup_after_a_damaged_pack_was_found_stores_its_contents_anew(place: Place, work_root: Path) -> None:
+    """It reads everything and says why; what rests on it is whole; a pack that comes back is trusted again."""
+    apart = Place(work_root / f"mended-{place.encrypted}", encrypted=place.encrypted)
+    repository, notes = new_repository(apart.root, SMALL, encrypted=place.encrypted), AtCopying(lambda: None)
+    backup(place.dsn, repository)
+    path = max((apart.root / "packs" / "data").rglob("*"), key=lambda path: path.stat().st_size)
+    pack = str(path.relative_to(apart.root))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    before = apart.replace(pack, bytes(data))
+
+    first_found = apart.damage_found()
+    mending = run_backup(BackupRequest(cluster="test", dsn=place.dsn, mode="stream"), apart.open(), notes)
+    next_one = backup(place.dsn, apart.open())
+    verified = run_verify(VerifyRequest(scrub=False, backup=next_one.id), repository.store, apart.open())
+    apart.put_back(pack, before)
+    later_found = apart.damage_found()
+    trusted = read_distrusted(repository.store) == {}
+    shutil.rmtree(apart.work)
+
+    assert pack in first_found
+    assert (mending.kind, mending.parent, mending.new_size > 0) == ("full", "", True)
+    assert any(pack in note for note in notes.notes), notes.notes
+    assert (next_one.parent, verified.damage) == (mending.id, [])
+    assert (later_found, trusted) == ([], True)
 
 
 def test_a_wrong_key_is_said_to_be_wrong(place: Place) -> None:

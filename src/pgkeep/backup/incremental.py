@@ -16,7 +16,9 @@ from pgkeep.postgres.replication import ReplicationConnection, SystemIdentity
 from pgkeep.postgres.timeline import TimelineHistory, parse_history
 from pgkeep.postgres.upload_manifest import upload_manifest
 from pgkeep.repository import Repository
+from pgkeep.repository.distrust import read_distrusted
 from pgkeep.repository.manifests import Manifest
+from pgkeep.units import format_time
 
 if TYPE_CHECKING:
     from pgkeep.backup.parent import ParentBackup
@@ -41,13 +43,14 @@ class BackupPlan:
 
     ``parent`` is the backup that its pages are compared with, None where there is none or none is wanted;
     ``incremental`` says that only changes since it are read; ``explained``, that WAL explains every difference between the
-    two; ``reasons``, why everything is read.
+    two; ``reasons``, why everything is read; ``mends``, that it is read since packs of the repository are damaged.
     """
 
     parent: Manifest | None = None
     incremental: bool = False
     explained: bool = False
     reasons: list[str] = field(default_factory=list)
+    mends: bool = False
 
     @property
     def number(self) -> int:
@@ -79,6 +82,8 @@ def plan_backup(
     """
     if request.full:
         return BackupPlan(reasons=["a full read was asked for"])
+    if (damage := _damage_to_mend(repository, identity.system_identifier, request.cluster)) is not None:
+        return BackupPlan(reasons=[damage], mends=True)
     reasons: list[str] = []
     newest: Manifest | None = None
     for manifest in _backups(repository, identity.system_identifier, request.cluster, reasons):
@@ -100,6 +105,23 @@ def plan_backup(
             " which is not in the server's past"
         )
     return BackupPlan(newest, reasons=reasons or [_why_first(repository, request.cluster)])
+
+
+def _damage_to_mend(repository: Repository, system_identifier: int, cluster: str) -> str | None:
+    """What was found damaged since everything was last stored without a look at an earlier backup."""
+    packs = read_distrusted(repository.store)
+    if not packs:
+        return None
+    found = max(packs.values())
+    for manifest in _backups(repository, system_identifier, cluster, []):
+        if manifest.started < found:
+            break
+        if not manifest.parent:
+            return None
+    return (
+        f"{len(packs)} packs of the repository are damaged, {min(packs)} first, found at {format_time(found)}:"
+        " what they held and the server has is stored anew"
+    )
 
 
 def server_history(connection: ReplicationConnection, identity: SystemIdentity) -> TimelineHistory:

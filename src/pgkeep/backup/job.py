@@ -52,7 +52,7 @@ def run_backup(request: BackupRequest, repository: Repository, progress: Progres
         progress.note(note)
     with _claim(repository, identity, progress):
         plan = plan_backup(request, repository, identity, shape, history, local=place is not None)
-        if plan.parent is not None and not plan.incremental:
+        if (plan.parent is not None or plan.mends) and not plan.incremental:
             for reason in plan.reasons:
                 progress.note(f"reading everything: {reason}")
         attempts = Attempts(request, repository, progress, identity, shape, history, place, choice)

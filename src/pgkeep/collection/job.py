@@ -4,7 +4,7 @@ Nothing waits for it, and it waits for nobody: what cannot go now goes in a late
 leaves garbage at worst (the argument is in docs/explanation/collection.md):
 
 1. what is needed is found out from the backups that are there,
-2. tombstones whose time has come: the index without their packs, then the packs, then the tombstone,
+2. tombstones whose time has come: what is relied on instead is read; the index without their packs, then the packs, then the tombstone,
 3. of packs with little that is needed, that is stored anew,
 4. a tombstone for them and for the packs with nothing that is needed; then, who is at work while it is there.
 """
@@ -21,7 +21,9 @@ from pgkeep.errors import DamageError, StoreError
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
 from pgkeep.repository.cold_records import read_cold
+from pgkeep.repository.content_reader import spans
 from pgkeep.repository.contents import ContentWriter
+from pgkeep.repository.distrust import forget_distrusted, note_distrusted, read_distrusted
 from pgkeep.repository.doomed import (
     Tombstone,
     read_tombstones,
@@ -31,7 +33,7 @@ from pgkeep.repository.doomed import (
     write_writers,
 )
 from pgkeep.repository.expiries import Expiries
-from pgkeep.repository.index import IndexSegment, merge_segments
+from pgkeep.repository.index import IndexSegment, Location, merge_segments
 from pgkeep.repository.leases import Lease, living
 from pgkeep.repository.manifests import BackupName
 from pgkeep.repository.packs import PackKind
@@ -105,6 +107,7 @@ class _Collector:
         self._progress = progress
         # the store's clock has dated the packs and the tombstones, too
         self._now: datetime = self._store.info(lease.name).modified
+        self._gone: set[str] = set()
         self.report = CollectReport()
 
     def run(self) -> CollectReport:
@@ -115,7 +118,7 @@ class _Collector:
         # after the backups: what they need is in the index before they are listed
         self._repository.index.refresh()
         doomed = frozenset[str]().union(*(tombstone.packs for tombstone in tombstones))
-        live = LiveContents(self._repository, doomed)
+        live = LiveContents(self._repository, doomed, frozenset(read_distrusted(self._store)))
         self._progress.phase("finding out what the backups need", len(backups))
         live.add(sorted(backups), self._progress)
         self.report.backups = len(backups)
@@ -126,8 +129,10 @@ class _Collector:
         self.report.packs, self.report.size = len(infos), sum(info.size for info in infos.values())
         uses = live.packs()
         self.report.live = sum(use.live for use in uses.values())
-        self._delete(due, infos)
+        self._delete([tombstone for tombstone in due if self._is_proven(tombstone, live)], infos)
         self._doom(live, uses, infos, doomed, backups, expiries)
+        if not self._request.dry_run:
+            forget_distrusted(self._store, live.distrusted - infos.keys() | self._gone)
         return self.report
 
     def _clean_up(self, tombstones: list[Tombstone]) -> list[Tombstone]:
@@ -160,6 +165,39 @@ class _Collector:
         assert tombstone.leases is not None
         return not tombstone.leases & living(self._store, besides=self._lease)
 
+    def _is_proven(self, tombstone: Tombstone, live: LiveContents) -> bool:
+        """Whether what backups will find elsewhere was read there: an index says what whoever could add to the repository made it say."""
+        places = [place for found in live.relied_on(tombstone.packs).values() for place in found]
+        damaged: str | None = None
+        try:
+            if not self._can_read(places):
+                raise DamageError("that is cold, or this key does not read it")
+            self._prove(places)
+        except DamageError as error:
+            damaged = error.object_name
+            self.report.notes.append(f"{tombstone.name} is void, since what it names cannot be read elsewhere: {error}")
+        else:
+            return True
+        if not self._request.dry_run:
+            spare(self._store, tombstone.name)
+            if damaged is not None:
+                note_distrusted(self._store, damaged=[damaged])
+        return False
+
+    def _can_read(self, places: Iterable[Location]) -> bool:
+        cold = read_cold(self._store).packs
+        data = f"packs/{PackKind.DATA.name.lower()}/"
+        reads = self._repository.keys.opens_boxes
+        return all(place.pack not in cold and (reads or not place.pack.startswith(data)) for place in places)
+
+    def _prove(self, places: list[Location]) -> None:
+        if places:
+            self._progress.phase("reading what is relied on instead", sum(place.entry.stored_size for place in places))
+        reader = self._repository.reader()
+        for pack, entries in spans(places):
+            for entry, _ in reader.read(pack, entries, elsewhere=False):
+                self._progress.advance(entry.stored_size)
+
     # Deleting
 
     def _delete(self, due: list[Tombstone], infos: dict[str, ObjectInfo]) -> None:
@@ -185,6 +223,7 @@ class _Collector:
         with ThreadPoolExecutor(_DELETED_AT_ONCE, thread_name_prefix="collect") as executor:
             for info, error in zip(packs, executor.map(self._try_to_delete, packs), strict=True):
                 if error is None:
+                    self._gone.add(info.name)
                     self.report.deleted += 1
                     self.report.deleted_size += info.size
                 else:
@@ -238,7 +277,7 @@ class _Collector:
             for info in infos.values()
             if info.name not in doomed and self._now - info.modified >= self._request.grace
         ]
-        dead = [info for info in old if not uses.get(info.name, PackUse()).live]
+        dead = self._provable([info for info in old if not uses.get(info.name, PackUse()).live], live)
         thin = self._thin(old, uses)
         self.report.doomed, self.report.doomed_size = len(dead), sum(info.size for info in dead)
         if self._request.dry_run:
@@ -260,6 +299,16 @@ class _Collector:
             )
             return
         write_writers(self._store, name, leases)
+
+    def _provable(self, packs: list[ObjectInfo], live: LiveContents) -> list[ObjectInfo]:
+        """Without those whose needed contents lie elsewhere too, but where this run could not read them to prove it."""
+        relied_on = live.relied_on({info.name for info in packs})
+        kept = {pack for pack, places in relied_on.items() if not self._can_read(places)}
+        if kept:
+            self.report.notes.append(
+                f"{len(kept)} packs stay: what they hold is in other packs too, which are cold, or which this key cannot read to prove it"
+            )
+        return [info for info in packs if info.name not in kept]
 
     def _is_needed_meanwhile(
         self,
@@ -303,7 +352,7 @@ class _Collector:
             return []
         repository = self._repository
         self._progress.phase("storing anew what is needed of packs that are mostly garbage", len(packs))
-        avoided = {*packs, *doomed, *read_cold(self._store).archived}
+        avoided = {*packs, *doomed, *live.distrusted, *read_cold(self._store).archived}
         reader, moved = repository.reader(), []
         with ContentWriter(self._store, repository.keys, repository.index, repository.parameters, avoided) as writer:
             for pack, locations in live.of_pack(packs).items():

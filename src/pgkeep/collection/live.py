@@ -23,6 +23,9 @@ from pgkeep.repository.store import ObjectMissing
 
 __all__ = ["LiveContents", "PackUse"]
 
+_GOOD, _DOOMED, _DISTRUSTED = range(3)
+"""What a pack is worth, best first."""
+
 _BATCH = 1 << 16
 """Ids that are looked up at once."""
 
@@ -39,16 +42,18 @@ class PackUse:
 
 @dataclass
 class LiveContents:
-    """What backups need of a repository, as its index is now. ``doomed`` packs count where nothing else has a content.
+    """What backups need of a repository, as its index is now.
 
-    ``needed`` are those of the doomed packs that are needed all the same.
+    ``doomed`` packs count where no other has a content, ``distrusted`` ones where not even a doomed one has. ``needed`` are those of the
+    doomed packs that are needed all the same.
     """
 
     repository: Repository
     doomed: Collection[str] = ()
+    distrusted: frozenset[str] = frozenset()
     needed: set[str] = field(default_factory=set)
     _seen: set[bytes] = field(default_factory=set)
-    _marks: list[tuple[IndexSegment, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] = field(init=False)
+    _marks: list[tuple[IndexSegment, npt.NDArray[np.bool_], npt.NDArray[np.uint8]]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._waiting: list[Ids] = []
@@ -56,10 +61,13 @@ class LiveContents:
             (
                 segment,
                 np.zeros(len(segment), np.bool_),
-                np.array([name in self.doomed for name in segment.packs], np.bool_),
+                np.array([self._rank(name) for name in segment.packs], np.uint8),
             )
             for segment in self.repository.index.segments
         ]
+
+    def _rank(self, pack: str) -> int:
+        return _DISTRUSTED if pack in self.distrusted else _DOOMED if pack in self.doomed else _GOOD
 
     def add(self, names: Iterable[BackupName], progress: Progress) -> None:
         """Mark all that these backups need; those that have gone by now need nothing.
@@ -101,19 +109,20 @@ class LiveContents:
         if not self._waiting:
             return
         left, self._waiting = np.unique(np.concatenate(self._waiting)), []
-        for segment, marks, doomed in self._marks:
-            rows, known = segment.positions(left)
-            if len(segment):
-                known &= ~doomed[segment.places()[rows, 0]]
-            marks[rows[known]] = True
-            left = left[~known]
-        for segment, marks, _ in self._marks:
-            # of packs that were to go: what was to become of them is decided anew
-            rows, known = segment.positions(left)
-            marks[rows[known]] = True
-            if known.any():
-                self.needed.update(segment.packs[number] for number in np.unique(segment.places()[rows[known], 0]))
-            left = left[~known]
+        for rank in (_GOOD, _DOOMED):
+            for segment, marks, ranks in self._marks:
+                rows, numbers = segment.rows_of(left)
+                right = ranks[segment.places()[rows, 0]] == rank
+                found, first = np.unique(numbers[right], return_index=True)
+                self._choose(segment, marks, rows[right][first])
+                left = np.delete(left, found)
+        everywhere = np.zeros(len(left), np.bool_)
+        for segment, marks, _ in self._marks if len(left) else ():
+            # two damaged packs need not be damaged in the same place: neither is the better one
+            rows, numbers = segment.rows_of(left)
+            self._choose(segment, marks, rows)
+            everywhere[numbers] = True
+        left = left[~everywhere]
         if len(left):
             raise DamageError(
                 f"{len(left)} contents that backups need are in no index, {left[0].ljust(32, bytes(1)).hex()[:16]} first;"
@@ -121,9 +130,31 @@ class LiveContents:
                 hint="see what is damaged: pgkeep verify; if an index object was lost: pgkeep repository reindex",
             )
 
+    def _choose(self, segment: IndexSegment, marks: npt.NDArray[np.bool_], rows: npt.NDArray[np.int64]) -> None:
+        marks[rows] = True
+        packs = {segment.packs[number] for number in np.unique(segment.places()[rows, 0])}
+        # what was to become of these is decided anew
+        self.needed.update(packs.intersection(self.doomed))
+
     def later(self, doomed: Collection[str]) -> LiveContents:
         """For backups that came since, of which only is looked at what no earlier one has; with the index as it is now."""
-        return LiveContents(self.repository, doomed, _seen=self._seen)
+        return LiveContents(self.repository, doomed, self.distrusted, _seen=self._seen)
+
+    def relied_on(self, going: Collection[str]) -> dict[str, list[Location]]:
+        """Where backups will find what they need and what these packs, of which nothing is marked, have too: by pack of ``going``."""
+        found: dict[str, list[Location]] = {}
+        for segment, _, _ in self._marks:
+            chosen = np.array([name in going for name in segment.packs], np.bool_)
+            if not chosen.any():
+                continue
+            packs = segment.places()[:, 0]
+            wanted = np.flatnonzero(chosen[packs])
+            ids = segment.ids()[wanted]
+            for other, marks, _ in self._marks:
+                rows, numbers = other.rows_of(ids)
+                for row, number in zip(rows[marks[rows]].tolist(), numbers[marks[rows]].tolist(), strict=True):
+                    found.setdefault(segment.packs[packs[wanted[number]]], []).append(other.location(row))
+        return found
 
     def packs(self) -> dict[str, PackUse]:
         """Every pack that the index covers, and what is needed of it."""

@@ -16,7 +16,8 @@ import numpy as np
 
 from pgkeep.copies.transfer import Transfer
 from pgkeep.copies.walk import CommonBackup, KnownFile, changed_files, map_of
-from pgkeep.repository.contents import ContentReader, ContentWriter, spans
+from pgkeep.repository.content_reader import ContentReader, spans
+from pgkeep.repository.contents import ContentWriter
 from pgkeep.repository.manifests import Manifest
 from pgkeep.repository.maps import Directory, FileEntry, cut_listings, encode_entry
 from pgkeep.repository.packs import PackEntry, PackKind

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from pgkeep.repository import Repository
-from pgkeep.repository.contents import ContentReader
+from pgkeep.repository.content_reader import ContentReader
 from pgkeep.repository.manifests import BackupName, Manifest
 from pgkeep.repository.maps import Directory, FileEntry, decode_listing
 from pgkeep.repository.page_map import Extents, decode_map, no_extents

@@ -1,45 +1,38 @@
-"""Writing and reading contents: deduplicated, compressed, sealed, packed.
+"""Writing contents: deduplicated, compressed, sealed, packed.
 
 A `ContentWriter` turns plain bytes into contents of packs, many threads at a time, and makes them durable: packs first,
-then their index, so that an index never names what is not there. A `ContentReader` brings contents back.
+then their index, so that an index never names what is not there. What brings contents back is in `pgkeep.repository.content_reader`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 
 from pgkeep.errors import DamageError, PgkeepError
 from pgkeep.repository.codec import FRAME_SIZE, Codec, compress
 from pgkeep.repository.crypto import KeyRing
-from pgkeep.repository.index import Index, Location, write_index
+from pgkeep.repository.index import Index, write_index
 from pgkeep.repository.packs import (
     MAX_CONTENT_SIZE,
     PackBuilder,
     PackEntry,
     PackKind,
-    PackReader,
-    read_block_sums,
     read_pack_table,
 )
 from pgkeep.repository.parameters import Parameters
-from pgkeep.repository.store import ObjectMissing, Store
+from pgkeep.repository.store import Store
 
 __all__ = [
-    "ContentReader",
     "ContentWriter",
-    "IsWanted",
-    "Location",
     "Parameters",
     "StoredContent",
     "adopt_orphans",
     "read_tables",
-    "spans",
 ]
 
 _INDEX_ENTRIES = 250_000
@@ -49,14 +42,6 @@ _PACKS_WAITING = 1
 """Full packs that may wait beside those on their way to the store: they are the largest part of a backup's memory."""
 
 _TABLES_AT_ONCE = 1000
-
-_GAP = 64 << 10
-_SPAN = 4 << 20
-"""A read passes over gaps up to `_GAP` and fetches up to `_SPAN` bytes at once."""
-
-
-IsWanted = Callable[[bytes, int, int], bool]
-"""Asked for a content's id, a first byte and an end: whether what lies between is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,118 +234,6 @@ class ContentWriter:
             self._wait()
         with contextlib.suppress(PgkeepError):
             self._write_index()
-
-
-class ContentReader:
-    """Reads contents by id; safe for threads."""
-
-    def __init__(self, store: Store, keys: KeyRing, index: Index) -> None:
-        self._store = store
-        self._keys = keys
-        self._index = index
-        self._packs: dict[str, PackReader] = {}
-
-    def locate(self, content_id: bytes) -> Location:
-        """Where a content is stored. Raises DamageError where no index names it."""
-        location = self._index.find(content_id)
-        if location is None:
-            raise DamageError(
-                f"content {content_id.hex()[:16]} is in no index",
-                hint="if an index object was lost, this brings it back: pgkeep repository reindex",
-            )
-        return location
-
-    def get(self, content_id: bytes) -> bytes:
-        """A content's plain bytes. Raises DamageError naming the pack."""
-        location = self.locate(content_id)
-        return next(plain for _, plain in self.read(location.pack, [location.entry]))
-
-    def read(self, pack: str, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
-        """The plain bytes of contents of one pack, given in order of offset, by one range read."""
-        for entry, reader, place, sealed in self._fetch(pack, entries):
-            yield entry, reader.open(place, sealed)
-
-    def read_both(self, pack: str, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, bytes, bytes]]:
-        """`read`, with the compressed bytes before the plain ones."""
-        for entry, reader, place, sealed in self._fetch(pack, entries):
-            yield entry, *reader.open_both(place, sealed)
-
-    def read_into(
-        self,
-        room: Callable[[int], memoryview],
-        pack: str,
-        entries: Sequence[PackEntry],
-        is_wanted: IsWanted | None = None,
-    ) -> Iterator[tuple[PackEntry, memoryview]]:
-        """`read`, each content into a room that is asked for with its size.
-
-        With ``is_wanted``, asked for a content's id, a first byte and an end, there is anything where a content is not wanted.
-        """
-        for entry, reader, place, sealed in self._fetch(pack, entries):
-            plain = room(entry.plain_size)
-            reader.open_into(plain, place, sealed, None if is_wanted is None else partial(is_wanted, entry.id))
-            yield entry, plain
-
-    def _fetch(
-        self, pack: str, entries: Sequence[PackEntry]
-    ) -> Iterator[tuple[PackEntry, PackReader, PackEntry, memoryview]]:
-        """Each content with what opens it, where it is, and its sealed bytes."""
-        first, last = entries[0], entries[-1]
-        try:
-            data = memoryview(self._store.get(pack, first.offset, last.offset + last.stored_size - first.offset))
-            reader = self._pack(pack)
-        except ObjectMissing:
-            yield from self._fetch_elsewhere(pack, entries)
-            return
-        for entry in entries:
-            start = entry.offset - first.offset
-            yield entry, reader, entry, data[start : start + entry.stored_size]
-
-    def _fetch_elsewhere(
-        self, pack: str, entries: Sequence[PackEntry]
-    ) -> Iterator[tuple[PackEntry, PackReader, PackEntry, memoryview]]:
-        """`_fetch` of contents that a collector has stored anew since the index was read."""
-        self._index.refresh()
-        places = self._index.find_all([entry.id for entry in entries], besides=(pack,))
-        for entry in entries:
-            try:
-                location = places[entry.id]
-                there = location.entry
-                data = memoryview(self._store.get(location.pack, there.offset, there.stored_size))
-                yield entry, self._pack(location.pack), there, data
-            except (KeyError, ObjectMissing):
-                raise DamageError(f"{pack} is gone", object_name=pack) from None
-
-    def block_sums(self, pack: str) -> dict[int, bytes]:
-        """The sums of the blocks of each content of a pack, by its offset; see `pgkeep.repository.packs.read_block_sums`."""
-        try:
-            return read_block_sums(self._store, self._keys, pack)
-        except ObjectMissing:
-            raise DamageError(f"{pack} is gone", object_name=pack) from None
-
-    def _pack(self, name: str) -> PackReader:
-        reader = self._packs.get(name)
-        if reader is None:
-            reader = self._packs[name] = PackReader.of(self._store, self._keys, name)
-        return reader
-
-
-def spans(locations: Sequence[Location]) -> Iterator[tuple[str, list[PackEntry]]]:
-    """Group locations into range reads: same pack, small gaps, bounded size, each content once."""
-    pack, entries = "", list[PackEntry]()
-    for location in sorted(locations, key=lambda place: (place.pack, place.entry.offset)):
-        entry = location.entry
-        if entries and entries[-1].offset == entry.offset and location.pack == pack:
-            continue
-        end = entries[-1].offset + entries[-1].stored_size if entries else 0
-        fits = entries and entry.offset - end <= _GAP and entry.offset + entry.stored_size - entries[0].offset <= _SPAN
-        if entries and not (location.pack == pack and fits):
-            yield pack, entries
-            entries = []
-        pack = location.pack
-        entries.append(entry)
-    if entries:
-        yield pack, entries
 
 
 def adopt_orphans(store: Store, keys: KeyRing, index: Index) -> int:

@@ -104,15 +104,18 @@ class IndexSegment:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def find(self, content_id: bytes) -> Location | None:
-        """Where a content is, or None where this segment does not know it."""
+    def find(self, content_id: bytes, besides: Collection[str] = ()) -> Location | None:
+        """Where a content is, or None where this segment knows it in no pack but those of ``besides``."""
         number = bisect.bisect_left(self._ids, content_id)
-        if number == len(self._ids) or self._ids[number] != content_id:
-            return None
-        return self._location(number, content_id)
+        while number < len(self._ids) and self._ids[number] == content_id:
+            location = self._location(number, content_id)
+            if location.pack not in besides:
+                return location
+            number += 1
+        return None
 
-    def find_all(self, content_ids: Sequence[bytes]) -> dict[bytes, Location]:
-        """Where those of the contents are that this segment knows."""
+    def find_all(self, content_ids: Sequence[bytes], besides: Collection[str] = ()) -> dict[bytes, Location]:
+        """`find` for many contents; those that it does not find are left out."""
         import numpy as np
 
         if not len(self):
@@ -122,8 +125,15 @@ class IndexSegment:
         wanted = np.array(content_ids, f"S{ID_SIZE}")
         numbers = np.searchsorted(ids, wanted)
         known = np.flatnonzero(ids[np.minimum(numbers, len(ids) - 1)] == wanted)
-        found = zip(known.tolist(), numbers[known].tolist(), strict=True)
-        return {content_ids[order]: self._location(number, content_ids[order]) for order, number in found}
+        rows = zip(known.tolist(), numbers[known].tolist(), strict=True)
+        found = {content_ids[order]: self._location(number, content_ids[order]) for order, number in rows}
+        for content_id in [each for each, place in found.items() if place.pack in besides] if besides else []:
+            other = self.find(content_id, besides)
+            if other is None:
+                del found[content_id]
+            else:
+                found[content_id] = other
+        return found
 
     def contents_of(self, packs: Container[str]) -> Iterator[bytes]:
         """The ids of all that this segment places in these packs."""
@@ -133,14 +143,22 @@ class IndexSegment:
                 if place[0] in chosen:
                     yield self._ids[number]
 
-    def positions(self, content_ids: npt.NDArray[np.bytes_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """For each id (``S32``) its row here, and whether there is one."""
+    def rows_of(self, content_ids: npt.NDArray[np.bytes_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The rows of these ids (``S32``), and for each row the number of its id among them; an id has a row for each pack."""
         import numpy as np
 
         ids = self.ids()
-        numbers = np.minimum(np.searchsorted(ids, content_ids), max(len(ids) - 1, 0))
-        known = ids[numbers] == content_ids if len(ids) else np.zeros(len(content_ids), np.bool_)
-        return numbers, known
+        rows = np.searchsorted(ids, content_ids)
+        numbers = np.arange(len(content_ids))
+        all_rows, all_numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        while len(numbers):
+            numbers, rows = numbers[rows < len(ids)], rows[rows < len(ids)]
+            same = ids[rows] == content_ids[numbers]
+            numbers, rows = numbers[same], rows[same]
+            all_rows.append(rows)
+            all_numbers.append(numbers)
+            rows = rows + 1
+        return np.concatenate(all_rows), np.concatenate(all_numbers)
 
     def ids(self) -> npt.NDArray[np.bytes_]:
         """All ids, ascending, as ``S32``."""
@@ -209,8 +227,8 @@ class Index:
     def find(self, content_id: bytes, *, besides: Collection[str] = ()) -> Location | None:
         """Where a content is stored, or None; ``besides`` are packs that do not count."""
         for segment in self._segments.values():
-            location = segment.find(content_id)
-            if location is not None and location.pack not in besides:
+            location = segment.find(content_id, besides)
+            if location is not None:
                 return location
         return None
 
@@ -224,9 +242,7 @@ class Index:
         for segment in self._segments.values():
             if not left:
                 break
-            there = segment.find_all(left)
-            if besides:
-                there = {content_id: place for content_id, place in there.items() if place.pack not in besides}
+            there = segment.find_all(left, besides)
             if there:
                 found |= there
                 left = [content_id for content_id in left if content_id not in there]

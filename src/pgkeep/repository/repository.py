@@ -22,7 +22,8 @@ from pgkeep.repository.wal_objects import WalArchive
 from pgkeep.units import utc_now
 
 if TYPE_CHECKING:
-    from pgkeep.repository.contents import ContentReader, ContentWriter
+    from pgkeep.repository.content_reader import ContentReader
+    from pgkeep.repository.contents import ContentWriter
     from pgkeep.repository.doomed import DoomWatch
     from pgkeep.repository.index import Index
     from pgkeep.repository.keys.changes import KeySlots
@@ -217,7 +218,7 @@ class Repository:
 
     def reader(self) -> ContentReader:
         """A reader of contents."""
-        from pgkeep.repository.contents import ContentReader
+        from pgkeep.repository.content_reader import ContentReader
 
         return ContentReader(self.store, self.keys, self.index)
 
@@ -228,15 +229,16 @@ class Repository:
         return BackupTree(manifest, self.reader())
 
     def writer(self, watch: DoomWatch | None = None) -> ContentWriter:
-        """A writer of contents; nothing that it adds rests on packs that must be thawed, or that are to be deleted.
+        """A writer of contents; nothing that it adds rests on packs that must be thawed, that are to be deleted, or are damaged.
 
         ``watch`` is that of who commits what is written; None where nobody does.
         """
         from pgkeep.repository.cold_records import read_cold
         from pgkeep.repository.contents import ContentWriter
+        from pgkeep.repository.distrust import read_distrusted
 
         watch = watch or self.doom_watch()
-        avoided = read_cold(self.store).archived | watch.packs
+        avoided = read_cold(self.store).archived | watch.packs | read_distrusted(self.store).keys()
         return ContentWriter(self.store, self.keys, self.index, self.parameters, avoided)
 
     def doom_watch(self) -> DoomWatch:

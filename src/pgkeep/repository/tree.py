@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgkeep.errors import DamageError
-from pgkeep.repository.contents import ContentReader
+from pgkeep.repository.content_reader import ContentReader
 from pgkeep.repository.manifests import Manifest
 from pgkeep.repository.maps import Directory, Extent, FileEntry, decode_extents, decode_listing
 

@@ -9,7 +9,8 @@ from pgkeep.errors import DamageError, StoreError
 from pgkeep.repository import Repository
 from pgkeep.repository.block_sums import Sums
 from pgkeep.repository.codec import Codec
-from pgkeep.repository.contents import IsWanted, Location
+from pgkeep.repository.content_reader import IsWanted
+from pgkeep.repository.index import Location
 from pgkeep.repository.packs import MAX_CONTENT_SIZE, PackEntry
 from pgkeep.repository.tree import BackupTree, naming
 from pgkeep.restore.source import ContentSource

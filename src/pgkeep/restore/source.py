@@ -9,7 +9,8 @@ import numpy as np
 
 from pgkeep.repository import Repository
 from pgkeep.repository.block_sums import Sums
-from pgkeep.repository.contents import IsWanted, Location
+from pgkeep.repository.content_reader import IsWanted
+from pgkeep.repository.index import Location
 from pgkeep.repository.packs import PackEntry
 from pgkeep.repository.tree import naming
 

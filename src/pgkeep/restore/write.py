@@ -14,7 +14,8 @@ import numpy as np
 from pgkeep.direct_io import write_at
 from pgkeep.errors import TargetError
 from pgkeep.progress import Progress
-from pgkeep.repository.contents import Location, spans
+from pgkeep.repository.content_reader import spans
+from pgkeep.repository.index import Location
 from pgkeep.repository.packs import PackEntry
 from pgkeep.repository.tree import BackupFile, BackupTree
 from pgkeep.restore.cells import Cell, FileCells, Plain, Window

@@ -7,10 +7,13 @@ from datetime import timedelta
 import msgspec
 
 from pgkeep.cold.needs import ColdBackup, refuse_cold
-from pgkeep.errors import DamageError
+from pgkeep.errors import DamageError, StoreError
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository, Store
+from pgkeep.repository.distrust import note_distrusted, read_distrusted
 from pgkeep.repository.manifests import Manifest
+from pgkeep.repository.packs import check_hash
+from pgkeep.repository.store import ObjectMissing
 from pgkeep.verify.content import verify_content
 from pgkeep.verify.memory import VerifyMemory
 from pgkeep.verify.report import Damage, VerifyReport
@@ -51,7 +54,29 @@ def run_verify(
         scrub(store, memory, report, progress, max_age=max_age, jobs=request.jobs)
     if request.content and repository is not None:
         _verify_backups(request, repository, memory, report, progress, max_age)
+    _note_damaged_packs(store, report, progress)
     return report
+
+
+def _note_damaged_packs(store: Store, report: VerifyReport, progress: Progress) -> None:
+    """So that nothing new rests on them, and the next backup stores anew what they held."""
+    damaged = {damage.object_name or "" for damage in report.damage}
+    packs = {name for name in damaged if name.startswith("packs/")}
+    try:
+        whole = {name for name in read_distrusted(store).keys() - packs if _is_whole(store, name)}
+        note_distrusted(store, damaged=packs, whole=whole)
+    except StoreError as error:
+        progress.note(
+            f"which packs are damaged could not be written down, so that new backups may rest on them: {error}"
+        )
+
+
+def _is_whole(store: Store, pack: str) -> bool:
+    try:
+        check_hash(store, pack)
+    except (DamageError, ObjectMissing):
+        return False
+    return True
 
 
 def _verify_backups(

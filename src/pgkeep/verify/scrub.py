@@ -76,7 +76,7 @@ def _checker(name: str) -> Callable[[Store, str], object]:
         return check_hash
     if kind == "clusters" or name.endswith(".content"):
         return check_sealed
-    if kind in {"keys", "scrubs", "cold", "doomed", "pgkeep.json"}:
+    if kind in {"keys", "scrubs", "cold", "doomed", "distrust", "pgkeep.json"}:
         return read_record
     raise StoreError(
         f"{name} is no object of a pgkeep repository", hint="move it out of the repository; nothing of pgkeep needs it"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,15 +13,18 @@ import pytest
 from pgkeep.collection import CollectReport, CollectRequest, run_collect
 from pgkeep.errors import BusyError, DamageError, StoreError
 from pgkeep.repository import Repository, open_store
-from pgkeep.repository.contents import adopt_orphans
+from pgkeep.repository.contents import ContentWriter, adopt_orphans
+from pgkeep.repository.crypto import KeyRing
+from pgkeep.repository.distrust import note_distrusted, read_distrusted
 from pgkeep.repository.doomed import read_tombstones, write_tombstone
+from pgkeep.repository.index import write_index
+from pgkeep.repository.packs import PackKind, pack_name
 from pgkeep.repository.parameters import Parameters
 from support.jobs import KEY, new_repository
 from support.tiny_backups import contents_of, expect_whole, make_backup, page, remove_backup, store_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from pgkeep.repository.manifests import Manifest
     from pgkeep.repository.maps import FileEntry
@@ -276,6 +282,80 @@ def test_a_tombstone_that_somebody_forged_deletes_nothing_that_is_needed(reposit
         assert contents_of(Repository.open(open_store(repository.store.url), KEY), manifest)
 
     assert everything <= packs(repository) | packs(repository, "meta")
+
+
+def test_a_pack_that_only_says_that_it_has_a_content_does_not_send_the_true_one_away(repository: Repository) -> None:
+    """Forged by somebody who can add: rubbish, and an index that places all contents of a backup in it."""
+    manifest = make_backup(repository, 1, {b"a": page("a"), b"b": page("b")})
+    before = contents_of(repository, manifest)
+    true = packs(repository) | packs(repository, "meta")
+    for kind in PackKind:
+        rubbish = secrets.token_bytes(50_000)
+        forged = pack_name(kind, hashlib.sha256(rubbish).hexdigest())
+        repository.store.put(forged, [rubbish])
+        entries = [
+            segment.location(row).entry
+            for segment in repository.index.segments
+            for row in range(len(segment))
+            if segment.location(row).pack.startswith(f"packs/{kind.name.lower()}/")
+        ]
+        repository.index.adopt(write_index(repository.store, repository.keys, [(forged, entries)]))
+
+    reports = [collect(repository) for _ in range(4)]
+
+    assert true <= packs(repository) | packs(repository, "meta")
+    assert any("void" in note for report in reports for note in report.notes)
+    assert contents_of(Repository.open(open_store(repository.store.url), KEY), manifest) == before
+
+
+def test_a_damaged_pack_goes_once_its_contents_were_stored_anew(repository: Repository) -> None:
+    files = {b"a": page("a"), b"b": page("b")}
+    old = make_backup(repository, 1, files)
+    damaged = next(iter(packs(repository)))
+    path = Path(repository.store.url.removeprefix("file://")) / damaged
+    size = path.stat().st_size
+    path.unlink()
+    path.write_bytes(bytes(size))
+    note_distrusted(repository.store, damaged=[damaged])
+
+    lonely = [collect(repository), collect(repository)]
+    there = packs(repository)
+    new = make_backup(repository, 1, files)
+    healed = [collect(repository), collect(repository)]
+
+    assert damaged in there, "nothing else had what it holds"
+    assert sum(report.deleted for report in lonely) == 0
+    assert damaged not in packs(repository)
+    assert healed[1].deleted == 1
+    assert read_distrusted(repository.store) == {}
+    opened = Repository.open(open_store(repository.store.url), KEY)
+    assert contents_of(opened, old) == contents_of(opened, new) == files
+
+
+def test_what_cannot_be_read_to_prove_it_is_not_relied_on(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice stored: by a key that cannot read, neither copy goes."""
+    make_backup(repository, 1, {b"a": page("a")})
+    segment = repository.index.segments[0]
+    plain = repository.reader().get(segment.location(0).entry.id)
+    twice = ContentWriter(repository.store, repository.keys, repository.index, repository.parameters, packs(repository))
+    with twice:
+        for row in range(len(segment)):
+            location = segment.location(row)
+            if location.pack.startswith("packs/data/"):
+                plain = repository.reader().get(location.entry.id)
+                twice.put(PackKind.DATA, plain)
+    monkeypatch.setattr(KeyRing, "opens_boxes", property(lambda _: False))
+
+    blind = [collect(repository), collect(repository)]
+    monkeypatch.undo()
+    reading = [collect(repository), collect(repository)]
+
+    assert sum(report.deleted for report in blind) == 0
+    assert any("cannot read" in note for note in blind[0].notes)
+    assert sum(report.deleted for report in reading) == 1
+    assert expect_whole(Repository.open(open_store(repository.store.url), KEY)) == 1
 
 
 def test_a_pack_that_the_store_does_not_delete_is_named_and_tried_again(

@@ -7,13 +7,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
 from pgkeep.errors import DamageError, StoreError
 from pgkeep.repository import KeyFile, Repository, contents
 from pgkeep.repository.codec import Codec
-from pgkeep.repository.contents import ContentWriter, Location, StoredContent, spans
+from pgkeep.repository.content_reader import spans
+from pgkeep.repository.contents import ContentWriter, StoredContent
+from pgkeep.repository.index import Location
 from pgkeep.repository.packs import PackBuilder, PackEntry, PackKind
 from pgkeep.repository.posix import PosixStore
 from pgkeep.repository.store import Buffer
@@ -287,6 +290,30 @@ def test_a_content_of_a_damaged_pack_is_an_error_that_names_the_pack(
     with pytest.raises(DamageError, match=name) as caught:
         repository.reader().get(content.id)
     assert caught.value.object_name == name
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "damaged"])
+def test_a_content_that_a_second_pack_has_is_read_there_where_the_first_one_is(
+    store: PosixStore, repository: Repository, *, lost: bool
+) -> None:
+    plains = cells(3)
+    writers = [ContentWriter(store, repository.keys, repository.index, repository.parameters) for _ in range(2)]
+    written = [[writer.put(PackKind.DATA, plain) for plain in plains] for writer in writers]
+    for writer in writers:
+        writer.flush()
+    places = [repository.index.find(content.id) for content in written[0]]
+    first = {place.pack for place in places if place is not None}
+    for name in first:
+        path = Path(store.url.removeprefix("file://")) / name
+        data = bytes(path.stat().st_size)
+        path.unlink()
+        if not lost:
+            path.write_bytes(data)
+
+    assert [content.new for content in written[1]] == [True] * 3
+    assert read_all(repository, written[0]) == plains
+    with pytest.raises(DamageError, match=sorted(first)[0]):
+        list(repository.reader().read(sorted(first)[0], [places[0].entry], elsewhere=False))  # type: ignore[union-attr]
 
 
 def test_a_content_of_a_lost_or_cut_pack_is_damage_that_names_the_pack(
