@@ -9,18 +9,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from pgkeep.postgres.timeline import TimelineHistory, format_history, history_name
 from pgkeep.postgres.wal import parse_segment_name, segment_name, segments_between
 from pgkeep.repository import Repository, open_store
-from pgkeep.repository.manifests import BackupName, Manifest, WalRange
+from pgkeep.repository.manifests import BackupName, WalRange
 from pgkeep.wal.times_groups import GROUP_SEGMENTS
 from support.jobs import KEY, new_repository
 from support.manifests import plain_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pgkeep.repository.store import ObjectInfo
 
 __all__ = ["DAY", "HOUR", "NOW", "SIZE", "SYSTEM", "KeptRepository", "lsn_at"]
 
@@ -129,8 +129,8 @@ class KeptRepository:
             there = {name for name, _ in self.repository.wal(manifest.system_identifier).names(manifest.timeline)}
             assert set(manifest.wal.segments) <= there, f"{manifest.id} lacks WAL"
 
-    def _list(self, kind: str, timeline: int) -> Iterator[msgspec.Struct]:
-        yield from self.repository.store.list(f"clusters/{SYSTEM}/{kind}/{timeline:08X}/")  # type: ignore[misc]
+    def _list(self, kind: str, timeline: int) -> Iterator[ObjectInfo]:
+        yield from self.repository.store.list(f"clusters/{SYSTEM}/{kind}/{timeline:08X}/")
 
     def _date(self, name: str, moment: datetime) -> None:
         os.utime(self.directory / name, (moment.timestamp(), moment.timestamp()))

@@ -290,7 +290,7 @@ def test_a_pinned_backup_and_the_last_one_do_not_go_by_name(kept: KeptRepository
     with pytest.raises(UsageError, match="is pinned"):
         run_expire(request(remove=[night(NOW)]), kept.repository)
     with pytest.raises(UsageError, match="the last backup stays"):
-        run_expire(request(remove=kept.ids()[:-1] + [night(NOW)], rules=None), pinless(kept))
+        run_expire(request(remove=[*kept.ids()[:-1], night(NOW)], rules=None), pinless(kept))
 
 
 def pinless(kept: KeptRepository) -> Repository:

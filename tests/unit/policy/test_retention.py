@@ -206,7 +206,7 @@ def honest(draw: st.DrawFn) -> list[Held]:
 def intrusion(draw: st.DrawFn) -> tuple[Rules, list[Held], list[Held]]:
     """Rules, good backups, and fakes with any times and LSNs, all added after the window's begin and after the good ones."""
     rules, good = draw(rules_), draw(honest())
-    since = max(window_start(rules, NOW), max(backup.stored for backup in good)) + timedelta(seconds=1)
+    since = max(window_start(rules, NOW), *(backup.stored for backup in good)) + timedelta(seconds=1)
     fakes = []
     for number in range(draw(st.integers(0, 12))):
         started = NOW + draw(st.integers(-24 * 600, 24 * 600)) * HOUR
