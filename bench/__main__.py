@@ -32,7 +32,7 @@ INCREMENTAL: tuple[type[IncrementalContender], ...] = (
 )
 KINDS: dict[str, type[Contender]] = {kind.__name__.lower(): kind for kind in (*FULL, *INCREMENTAL)}
 # Each is a program of its own, with its own options.
-ALONE = ("parts", "scaling", "memory", "paper", "health_simulation", "wal_push", "wal_fetch", "loss")
+ALONE = ("parts", "scaling", "memory", "paper", "health_simulation", "offsite", "wal_push", "wal_fetch", "loss")
 MAJORS = [15, 17, 18]
 
 _Kind = TypeVar("_Kind", bound=Contender)

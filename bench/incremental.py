@@ -24,6 +24,9 @@ from pgkeep.postgres.server import Server
 from pgkeep.units import format_size
 
 SHARE = 0.01
+PACE = 300 << 20
+"""Bytes a second: a disk that is slower than two cores."""
+
 CONDITIONS = (
     "Rows at random pages of all tables are updated until about 1 % of the cluster's pages differ, indexes included; then everybody takes an "
     "incremental backup that rests on its last one, and so on. Stored is what a backup adds to the repository, without archived WAL. A delta "
@@ -40,6 +43,8 @@ class _Results:
     of_first: list[Measurement] = field(default_factory=list)
     of_last: list[Measurement] = field(default_factory=list)
     delta: list[Measurement] = field(default_factory=list)
+    first_at_pace: list[Measurement] = field(default_factory=list)
+    last_at_pace: list[Measurement] = field(default_factory=list)
     wrong: str = ""
     """What a restored server gets wrong."""
 
@@ -119,6 +124,10 @@ def _restore_round(contender: IncrementalContender, result: _Results, number: in
             return
         result.of_first.append(of_first)
         result.of_last.append(of_last)
+        if type(contender) is Pgkeep:
+            for backup, measurements in ((result.first, result.first_at_pace), (last, result.last_at_pace)):
+                shutil.rmtree(target, ignore_errors=True)
+                measurements.append(contender.restore_at_pace(backup, target, PACE))
         if delta is not None:
             result.delta.append(delta)
     finally:
@@ -154,6 +163,15 @@ def _restore_rows(results: dict[IncrementalContender, _Results], sizes: list[int
     yield Row(f"restore of the last backup, {incrementals} incrementals later", sizes[1], last, [remark, *wrong])
     delta = [_entry(c, r.delta) for c, r in results.items() if r.delta]
     yield Row("delta restore of the last backup", sizes[1], delta)
+    for contender, result in results.items():
+        if result.first_at_pace:
+            first, last_one = result.first_at_pace, result.last_at_pace
+            remark = (
+                f"Simulated: pgkeep writes no more than {format_size(PACE)} a second (`--rate`), as a disk does that is slower than its cores. "
+                f"Time for a byte, against the first backup's: {_wall(last_one) / _wall(first) / growth:.2f} times."
+            )
+            entries = [Entry("first", contender.facts(), first), Entry("last", contender.facts(), last_one)]
+            yield Row("restore at the pace of a slower disk (simulated)", sizes[1], entries, [remark])
 
 
 def _entry(contender: IncrementalContender, runs: list[Measurement]) -> Entry:

@@ -21,6 +21,7 @@ from pgkeep.errors import NotFoundError
 from pgkeep.postgres.account import server_account
 from pgkeep.postgres.binaries import ServerBinaries, find_binaries, installed_binaries
 from pgkeep.postgres.server import ThrowawayServer
+from support.disks import quick_place
 from support.fault_proxy import FaultProxy
 from support.seaweed import ADMIN, S3Bucket, SeaweedServer
 from support.servers import MAJORS, TEST_SETTINGS, MakeServer, sql
@@ -64,7 +65,7 @@ def clean_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def work_root() -> Iterator[Path]:
     """A directory for the whole run that every account can enter, unlike pytest's own for root."""
-    path = Path(tempfile.mkdtemp(prefix="pgkeep-tests-"))
+    path = Path(tempfile.mkdtemp(prefix="pgkeep-tests-", dir=quick_place()))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)

@@ -19,7 +19,6 @@ FIRST_WITH_BLOCKS = (2, 46)
 
 CONFIGURATION = """
 [global]
-repo1-path={directory}/repo
 {options}
 process-max={processes}
 compress-type=zst
@@ -60,12 +59,12 @@ class PgBackRest(IncrementalContender):
         return f"{self._version}, process-max={CORES}, compress-type=zst, compress-level=1{options}, not encrypted"
 
     def prepare(self) -> None:
-        for path in (self.directory, self.repository, self.directory / "lock", self.directory / "spool"):
+        for path in self._directories:
             self.make_directory(path)
         self._configuration.write_text(
             CONFIGURATION.format(
                 directory=self.directory,
-                options="\n".join(f"repo1-{option.removeprefix('repo-')}" for option in self._options),
+                options="\n".join(f"repo1-{option.removeprefix('repo-')}" for option in (*self._options, *self._place)),
                 processes=CORES,
                 data=self.server.data_directory,
                 sockets=self.server.socket_directory,
@@ -114,6 +113,15 @@ class PgBackRest(IncrementalContender):
 
     def _archive(self) -> None:
         set_archive_command(self.server.dsn(), f"{' '.join(self._command)} archive-push %p")
+
+    @property
+    def _directories(self) -> list[Path]:
+        return [self.directory, self.repository, self.directory / "lock", self.directory / "spool"]
+
+    @property
+    def _place(self) -> list[str]:
+        """The options that say where the repository is."""
+        return [f"path={self.repository}"]
 
     @property
     def _command(self) -> list[str]:

@@ -28,6 +28,10 @@ class Pgkeep(IncrementalContender):
         return self.directory / "repository"
 
     @property
+    def _url(self) -> str:
+        return f"file://{self.repository}"
+
+    @property
     def _command(self) -> list[str]:
         return [*self.prefix, str(PROGRAM), f"--config={self.directory / 'pgkeep.toml'}"]
 
@@ -41,7 +45,7 @@ class Pgkeep(IncrementalContender):
             *self._command,
             "init",
             self.server.dsn(DATABASE),
-            f"--repository=file://{self.repository}",
+            f"--repository={self._url}",
             f"--key-file={self.directory / 'bench.key'}",
             "--yes",
         )
@@ -61,6 +65,10 @@ class Pgkeep(IncrementalContender):
 
     def restore_backup(self, backup: str, target: Path) -> Measurement:
         return self.measure([*self._command, "restore", backup, f"--target-dir={target}"])
+
+    def restore_at_pace(self, backup: str, target: Path, rate: int) -> Measurement:
+        """Bring a backup back, writing no more than ``rate`` bytes a second."""
+        return self.measure([*self._command, "restore", backup, f"--target-dir={target}", f"--rate={rate}"])
 
     def restore_delta(self, backup: str, target: Path) -> Measurement:
         return self.measure([*self._command, "restore", backup, f"--target-dir={target}", "--delta"])

@@ -13,6 +13,8 @@ import os
 import threading
 from collections.abc import Sequence
 
+import numpy as np
+
 __all__ = ["write_at", "write_new"]
 
 _ALIGNMENT = 4096
@@ -43,7 +45,8 @@ def write_at(place: bytes, data: memoryview, position: int) -> None:
     done = 0
     if whole >= _SMALLEST and (descriptor := _open_direct(place)) is not None:
         try:
-            done = _write_staged(descriptor, data[:whole], position)
+            write = _write_block if _is_aligned(data) else _write_staged
+            done = write(descriptor, data[:whole], position)
         finally:
             os.close(descriptor)
     if done < len(data):
@@ -111,6 +114,10 @@ def _set_direct(descriptor: int, *, on: bool) -> bool:
             raise
         return False
     return True
+
+
+def _is_aligned(data: memoryview) -> bool:
+    return np.frombuffer(data, np.uint8).ctypes.data % _ALIGNMENT == 0
 
 
 def _write_staged(descriptor: int, data: memoryview, position: int) -> int:

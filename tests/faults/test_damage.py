@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 
 _SEED = int(os.environ.get("PGKEEP_DAMAGE_SEED", "20261123"))
 _SECRET = random.Random(1).randbytes(500_000)
+_OF_A_KIND = int(os.environ.get("PGKEEP_DAMAGED_OBJECTS", "3"))
 _NOT_READ = ("scrubs/", "keys/")
 """Objects that a restore may do without: records of earlier checks, and slots of other keys."""
+
+
+def _kind(name: str) -> str:
+    """The folders of a name without the cluster: ``packs/data``, ``clusters/backups``."""
+    folders = [part for part in name.split("/")[:-1] if not part.isdigit()]
+    return "/".join(folders[:2])
 
 
 class Place:
@@ -45,6 +52,14 @@ class Place:
     def objects(self) -> list[str]:
         """Names of all objects."""
         return [info.name for info in open_store(str(self.root)).list("") if not info.name.startswith("leases/")]
+
+    def some_of_each_kind(self, chance: random.Random) -> list[str]:
+        """Names of objects: all of a kind of which there are few, a few of each other."""
+        names: list[str] = []
+        for _, group in itertools.groupby(self.objects(), key=_kind):
+            kind = list(group)
+            names += chance.sample(kind, min(len(kind), _OF_A_KIND))
+        return names
 
     def replace(self, name: str, data: bytes | None) -> bytes:
         """Put other bytes (None: nothing) in an object's place; gives back what was there."""
@@ -148,13 +163,13 @@ def _expect_found_and_never_restored(place: Place, name: str, clean: dict[str, b
 
 
 def test_a_flipped_bit_in_any_object_is_found_and_never_restored(place: Place) -> None:
-    """Each object at a random byte and at either end: verify names it, and a restore that needs it is refused.
+    """Objects of each kind at a random byte and at either end: verify names it, and a restore that needs it is refused.
 
     A restore passes over the end of a pack (its table, for reindexing), other keys' slots and records of checks.
     """
     chance = random.Random(_SEED)
     clean = place.restored()
-    for name in place.objects():
+    for name in place.some_of_each_kind(chance):
         size = (place.root / name).stat().st_size
         is_pack = name.startswith("packs/")
         needed = 44 + chance.randrange(size // 2) if is_pack else chance.randrange(size)
@@ -176,7 +191,7 @@ def test_a_cut_object_is_found_and_never_restored(place: Place) -> None:
     """Cut to nothing, to a half, by one byte."""
     chance = random.Random(_SEED)
     clean = place.restored()
-    for name in place.objects():
+    for name in place.some_of_each_kind(chance):
         data = (place.root / name).read_bytes()
         size = chance.choice([0, len(data) // 2, len(data) - 1])
         before = place.replace(name, data[:size])

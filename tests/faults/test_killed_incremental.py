@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from support.servers import MakeServer
 
 _SEED = int(os.environ.get("PGKEEP_KILL_SEED", "20261123"))
-_KILLS = 12
+_KILLS = 8
 
 
 def _start(config: Path, *arguments: str) -> subprocess.Popen[str]:

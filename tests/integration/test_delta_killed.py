@@ -71,11 +71,11 @@ def duration(repository: Path, target: Path, backup_id: str) -> float:
 
 @pytest.mark.timeout(600)
 def test_a_killed_delta_restore_cannot_be_started_and_the_next_one_goes_on(
-    make_server: MakeServer, postgres_major: int, work_dir: Path
+    make_server: MakeServer, work_dir: Path
 ) -> None:
     """``kill -9`` at random moments; after each of them the directory is complete, or has no control file."""
     chance = random.Random(_SEED)
-    server = make_server(postgres_major)
+    server = make_server(18)
     load(server.dsn(), users=2000)
     repository = new_repository(work_dir / "repository", SMALL)
     manifest = backup(server.dsn(), repository)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from pgkeep.backup import job
+from pgkeep.backup import incremental
 from pgkeep.backup.incremental import BackupPlan
 from pgkeep.policy import ExpireRequest, Rules, run_expire
 from pgkeep.postgres.server import Server
@@ -152,7 +152,7 @@ def test_an_incremental_backup_outlives_the_parent_that_expires_under_it(
         sql(server.dsn(), "SELECT pg_switch_wal()")
     parent = story.manifests[1]
     plans: list[BackupPlan] = []
-    plan_backup = job.plan_backup
+    plan_backup = incremental.plan_backup
 
     def plan_and_expire(*arguments: object, **options: object) -> BackupPlan:
         """The parent goes right after it was chosen."""
@@ -160,7 +160,7 @@ def test_an_incremental_backup_outlives_the_parent_that_expires_under_it(
         run_expire(ExpireRequest(rules=None, remove=[parent.id], now=utc_now()), story.repository)
         return plans[-1]
 
-    monkeypatch.setattr(job, "plan_backup", plan_and_expire)
+    monkeypatch.setattr("pgkeep.backup.job.plan_backup", plan_and_expire)
     story.back_up()
 
     assert plans[0].parent is not None

@@ -18,6 +18,7 @@ from pgkeep.wal.times import PathEvent, TimesWriter, WalTimes
 from support.busy_wal import BUSY_SETTINGS, DumpedRecord, dump_wal, make_busy_wal, wal_of
 from support.jobs import new_repository
 from support.servers import MAJORS, MakeServer, sql
+from support.wal import write_wal
 
 SIZE = 1 << 20
 LINE = TimelineHistory(1)
@@ -39,6 +40,8 @@ def test_searches_in_a_repository_give_what_a_look_at_all_of_the_wal_gives(
     make_server: MakeServer, tmp_path: Path, major: int
 ) -> None:
     server = make_server(major, wal_segment_size=1, settings=BUSY_SETTINGS)
+    # how much a load writes within a second depends on the machine; two groups of 32 segments must be full
+    write_wal(server.dsn(), 48)
     make_busy_wal(server, seconds=1)
     system = sql(server.dsn(), "SELECT system_identifier FROM pg_control_system()")[0][0]
     server.stop()

@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -91,12 +92,15 @@ class S3Bucket:
 
 
 class SeaweedServer:
-    """Runs from `start` to `kill`; use as a context manager. ``endpoint`` is its address."""
+    """Runs from `start` to `kill`; use as a context manager. ``endpoint`` is its address, with https where it has a ``certificate``: the files of
+    one and of its key.
+    """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, certificate: tuple[Path, Path] | None = None) -> None:
         self._directory = directory
+        self._certificate = certificate
         self._ports = _free_ports(8)
-        self.endpoint = f"http://127.0.0.1:{self._ports[0]}"
+        self.endpoint = f"{'http' if certificate is None else 'https'}://127.0.0.1:{self._ports[0]}"
         self.credentials_file = directory / "credentials"
         self._process: subprocess.Popen[bytes] | None = None
         self._buckets = 0
@@ -146,7 +150,7 @@ class SeaweedServer:
                     f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=2000",
                     f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}", "-s3", f"-s3.port={s3}",
                     f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
-                    f"-s3.config={self._directory / 'identities.json'}",
+                    f"-s3.config={self._directory / 'identities.json'}", *self._tls_options(),
                 ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 # each bucket begins with one volume instead of seven
@@ -189,6 +193,9 @@ class SeaweedServer:
         digest = hashlib.sha256(body).hexdigest()
         signed = sign(method, quote(path), encoded, {**(headers or {}), "host": place}, digest, identity)
         connection = http.client.HTTPConnection(place, timeout=30)
+        if self._certificate is not None:
+            trusted = ssl.create_default_context(cafile=self._certificate[0])
+            connection = http.client.HTTPSConnection(place, timeout=30, context=trusted)
         try:
             connection.request(method, quote(path) + (f"?{encoded}" if encoded else ""), body, signed)
             response = connection.getresponse()
@@ -196,6 +203,12 @@ class SeaweedServer:
             return Answer(response.status, found, response.read())
         finally:
             connection.close()
+
+    def _tls_options(self) -> list[str]:
+        if self._certificate is None:
+            return []
+        certificate, key = self._certificate
+        return [f"-s3.cert.file={certificate}", f"-s3.key.file={key}"]
 
     def _wait_until_it_answers(self) -> None:
         assert self._process is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pgkeep.backup.everywhere import Stored, run_backup_everywhere
 from pgkeep.backup.job import BackupRequest, run_backup
 
-__all__ = ["BackupRequest", "run_backup"]
+__all__ = ["BackupRequest", "Stored", "run_backup", "run_backup_everywhere"]

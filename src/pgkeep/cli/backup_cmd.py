@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,7 @@ from pgkeep.cli.options import Context, cluster_option, common_options, examples
 from pgkeep.units import parse_size
 
 if TYPE_CHECKING:
+    from pgkeep.backup import Stored
     from pgkeep.repository.manifests import Manifest
 
 __all__ = ["command"]
@@ -76,7 +78,7 @@ def command(
     last one, only that is read, and in any case only what changed is stored.
     Safe to interrupt: nothing that is stored already is stored again by the next run.
     """
-    from pgkeep.backup import BackupRequest, run_backup
+    from pgkeep.backup import BackupRequest, run_backup_everywhere
     from pgkeep.cli.backup_documents import backup_document, backup_fields
     from pgkeep.opening import open_repository
 
@@ -98,30 +100,66 @@ def command(
     if nice is not None:
         # threads and the receiving process inherit it
         os.nice(nice)
-    manifests = []
-    for repository_settings in config.repositories_of(settings):
-        repository = open_repository(repository_settings)
-        with context.progress() as progress:
-            manifest = run_backup(request, repository, progress)
-        manifests.append((repository_settings.name, manifest))
-        context.output.line(f"backup {manifest.id} is in repository {repository_settings.name}", "green")
-        context.output.fields(backup_fields(manifest)[3:])
+    opened = [(each.name, functools.partial(open_repository, each)) for each in config.repositories_of(settings)]
+    with context.progress() as progress:
+        outcomes = run_backup_everywhere(request, opened, progress)
+    for outcome in outcomes:
+        for backup_id in outcome.caught_up:
+            context.output.line(f"backup {backup_id}, which repository {outcome.name} had missed, is there now")
+        if outcome.manifest is not None:
+            context.output.line(f"backup {outcome.manifest.id} is in repository {outcome.name}", "green")
+    stored = [(outcome.name, outcome.manifest) for outcome in outcomes if outcome.manifest is not None]
+    context.output.fields(backup_fields(stored[0][1])[3:])
     context.output.document(
-        {"backups": [{"repository": name, **backup_document(manifest)} for name, manifest in manifests]}
+        {
+            "backups": [{"repository": name, **backup_document(manifest)} for name, manifest in stored],
+            "caught_up": [
+                {"repository": outcome.name, "id": backup_id} for outcome in outcomes for backup_id in outcome.caught_up
+            ],
+            "behind": [
+                {
+                    "repository": outcome.name,
+                    "code": outcome.error.exit_code,
+                    "message": str(outcome.error),
+                    "hint": outcome.error.hint,
+                }
+                for outcome in outcomes
+                if outcome.error is not None
+            ],
+        }
     )
-    _report_damage(context, [manifest for _, manifest in manifests])
+    _report_damage(context, stored[0][1])
+    _report_behind(context, outcomes, one_is_enough=settings.backup.policy == "first")
 
 
-def _report_damage(context: Context, manifests: list[Manifest]) -> None:
-    """End with a DamageError where a backup holds pages that are not as they should be; they are stored all the same."""
+def _report_behind(context: Context, outcomes: list[Stored], *, one_is_enough: bool) -> None:
+    """End with the error of the first repository that has not taken the backup, where the policy wants all of them to."""
+    errors = [(outcome.name, outcome.error) for outcome in outcomes if outcome.error is not None]
+    if not errors:
+        return
+    taken = next(outcome for outcome in outcomes if outcome.manifest is not None)
+    assert taken.manifest is not None
+    name, error = errors[0]
+    if one_is_enough:
+        for name, error in errors:
+            context.output.line(f"warning: repository {name} is behind: {error}", "yellow")
+        return
+    if context.json:
+        context.exit(error.exit_code)
+    behind = type(error)(
+        f"backup {taken.manifest.id} is in repository {taken.name}, but {name} is behind: {error}",
+        hint=f"once it is back, the next pgkeep backup brings it up to date; or: pgkeep copy --from {taken.name} --to {name}",
+    )
+    raise behind
+
+
+def _report_damage(context: Context, manifest: Manifest) -> None:
+    """End with a DamageError where the backup holds pages that are not as they should be; they are stored all the same."""
     from pgkeep.errors import DamageError
 
     found = [
-        (sum(len(manifest.damaged_pages) for manifest in manifests), "have wrong checksums on the server"),
-        (
-            sum(len(manifest.unexplained_pages) for manifest in manifests),
-            "changed on the server though no WAL tells of it",
-        ),
+        (len(manifest.damaged_pages), "have wrong checksums on the server"),
+        (len(manifest.unexplained_pages), "changed on the server though no WAL tells of it"),
     ]
     described = [f"{count} pages {what}" for count, what in found if count]
     if not described:
@@ -130,5 +168,5 @@ def _report_damage(context: Context, manifests: list[Manifest]) -> None:
         context.exit(DamageError.exit_code)
     raise DamageError(
         f"the backup is stored, but {', and '.join(described)}",
-        hint=f"pgkeep show {manifests[0].id} lists them; look after the server's disk before anything else",
+        hint=f"pgkeep show {manifest.id} lists them; look after the server's disk before anything else",
     )

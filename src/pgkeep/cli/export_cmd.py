@@ -9,6 +9,7 @@ import click
 
 from pgkeep.cli.options import Context, common_options, examples
 from pgkeep.cli.repositories import Chosen, repository_options
+from pgkeep.cli.target_options import open_repositories
 from pgkeep.errors import UsageError
 from pgkeep.units import format_size
 
@@ -55,12 +56,15 @@ def command(
     DIR must be empty or not there. The files are encrypted only where --gpg or --gpg-passphrase-file says so: each is an OpenPGP
     message then, its name ends in .gpg, and no plain byte of it touches the disk.
     """
+    from pgkeep.copies.several import nearest
     from pgkeep.restore import export_tar
 
     lock = _lock(recipient, gpg_passphrase_file)
-    repository = chosen.open()
-    manifest = repository.catalog.find(backup, chosen.cluster)
+    repositories = open_repositories(context, chosen)
     with context.progress() as progress:
+        manifest, repository = nearest(
+            repositories, lambda each: each.catalog.find(backup, chosen.cluster), progress.note
+        )
         files = export_tar(repository, manifest, directory, compress=compress, lock=lock, progress=progress)
     context.output.fields([(path.name, format_size(path.stat().st_size)) for path in files])
     sealing = "not encrypted" if lock is None else "encrypted, each by itself: gpg --decrypt opens them"

@@ -184,6 +184,7 @@ def _restore(
 ) -> None:
     import msgspec
 
+    from pgkeep.copies.several import nearest
     from pgkeep.restore import RestoreRequest, make_plan, run_restore
     from pgkeep.restore.hooks_of import hooks_of
 
@@ -208,7 +209,9 @@ def _restore(
         request = msgspec.structs.replace(request, spool=str(cluster.spool), prefetch=cluster.wal.prefetch)
     repository, *others = open_repositories(context, chosen)
     if plan_only:
-        plan = make_plan(request, repository)
+        notes: list[str] = []
+        plan, _ = nearest([repository, *others], lambda each: make_plan(request, each), notes.append)
+        plan.notes.extend(notes)
         _show_plan(context, plan)
         context.output.document({"plan": _plan_document(plan)})
         return

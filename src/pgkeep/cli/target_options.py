@@ -154,13 +154,22 @@ def cluster_settings(context: Context, chosen: Chosen) -> Cluster | None:
 
 
 def open_repositories(context: Context, chosen: Chosen) -> list[Repository]:
-    """The repository to read from, then the cluster's others, whose WAL may help out; at least the first must open."""
-    try:
-        return chosen.open_all()
-    except PgkeepError as error:
-        first = chosen.open()
-        context.output.line(f"note: not every repository can be opened, so WAL comes from the first alone: {error}")
-        return [first]
+    """The repositories to read from, in the order of the configuration; those that cannot be opened are told of, and passed over.
+
+    Raises what the first one did where none opens.
+    """
+    failures = []
+    opened = []
+    for open_it in chosen.openers():
+        try:
+            opened.append(open_it())
+        except PgkeepError as error:
+            failures.append(error)
+    if not opened:
+        raise failures[0]
+    for failure in failures:
+        context.output.line(f"note: not every repository can be opened: {failure}", "yellow")
+    return opened
 
 
 def recovery_document(plan: RecoveryPlan) -> dict[str, object]:

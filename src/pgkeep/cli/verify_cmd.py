@@ -115,5 +115,16 @@ def command(
             context.exit(DamageError.exit_code)
         raise DamageError(
             f"{len(report.damage)} findings of damage in {chosen.store().url}",
-            hint="bring the objects named above back from a copy of the repository, or take a new backup now",
+            hint=_remedy(chosen),
         )
+
+
+def _remedy(chosen: Chosen) -> str:
+    """Where the cluster has other repositories, they may have what is damaged here."""
+    others = chosen.other_names()
+    if not others:
+        return "bring the objects named above back from a copy of the repository, or take a new backup now"
+    return (
+        f"{' or '.join(others)} may have them whole: pgkeep copy --from {others[0]} --to {chosen.name} --mend;"
+        " or take a new backup now"
+    )

@@ -112,10 +112,12 @@ def command(context: Context, cluster: str | None, until_lsn: LSN | None, no_bas
 
 
 def _base_backups(config: Config, cluster: Cluster) -> Callable[[str], None]:
-    """A call that takes a new backup of the cluster into each of its repositories."""
+    """A call that takes a new backup of the cluster into all of its repositories."""
 
     def take(_reason: str) -> None:
-        from pgkeep.backup import BackupRequest, run_backup
+        from functools import partial
+
+        from pgkeep.backup import BackupRequest, run_backup_everywhere
         from pgkeep.opening import open_repository
 
         request = BackupRequest(
@@ -128,8 +130,10 @@ def _base_backups(config: Config, cluster: Cluster) -> Callable[[str], None]:
             data_directory=None if cluster.server.data_directory is None else str(cluster.server.data_directory),
             deep_check=cluster.backup.deep_check,
         )
-        for repository in config.repositories_of(cluster):
-            run_backup(request, open_repository(repository))
+        # one that is down gets it with the next backup
+        run_backup_everywhere(
+            request, [(each.name, partial(open_repository, each)) for each in config.repositories_of(cluster)]
+        )
 
     return take
 

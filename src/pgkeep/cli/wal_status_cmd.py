@@ -30,14 +30,19 @@ def command(context: Context, cluster: str | None) -> None:
 
     Ends with 0 where WAL comes in and nothing is missing, even with warnings; else with the exit code of the first failure.
     """
+    from pgkeep.copies.standing import standings
     from pgkeep.findings import first_failure
     from pgkeep.wal.status import read_wal_status
     from pgkeep.wal.status_findings import judge
 
     status = read_wal_status(context.config(), context.config().cluster(cluster))
     findings = judge(status)
-    for repository in status.repositories:
+    for repository, standing in zip(status.repositories, standings(status.repositories), strict=True):
         _show_repository(context.output, repository)
+        if standing.wal_behind:
+            since = "" if standing.seconds_behind is None else f", {format_duration(standing.seconds_behind)}"
+            text = f"repository {repository.name} is {format_size(standing.wal_behind)} behind the best one{since}"
+            context.output.line(text, "yellow")
     show_findings(context.output, findings)
     failure = first_failure(findings)
     context.output.document(
@@ -73,10 +78,16 @@ def _show_repository(output: Output, repository: RepositoryWal) -> None:
 
 
 def _document(status: WalStatus) -> dict[str, object]:
+    from pgkeep.cli.status_cmd import behind_document
+    from pgkeep.copies.standing import standings
+
     receiver = status.receiver
     return {
         "cluster": status.cluster.name,
-        "repositories": [_repository_document(repository) for repository in status.repositories],
+        "repositories": [
+            {**_repository_document(repository), "behind_best": behind_document(standing)}
+            for repository, standing in zip(status.repositories, standings(status.repositories), strict=True)
+        ],
         "receiver": {
             "running": receiver.running,
             "connected": receiver.connected,

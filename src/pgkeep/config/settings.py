@@ -240,11 +240,13 @@ class RepositorySettings(Settings):
 class BackupSettings(Settings):
     """``backup = { … }`` of a cluster. ``rate`` is bytes a second; None means no limit, or our own choice.
 
-    ``deep_check`` is the share of files that an incremental reads whole.
+    ``deep_check`` is the share of files that an incremental reads whole. ``policy`` says when a backup has succeeded: stored in all
+    repositories, or in the first that takes it, the others catching up.
     """
 
     mode: Literal["auto", "stream", "local"] = "auto"
     deep_check: Annotated[float, Field(ge=0, le=1), BeforeValidator(_parse_share)] = 1 / 30
+    policy: Literal["all", "first"] = "all"
     label: str | None = None
     jobs: Annotated[int, Field(ge=1, le=256)] | None = None
     rate: Annotated[int, Field(ge=MIN_RATE, le=MAX_RATE), BeforeValidator(_parse_size)] | None = None

@@ -21,7 +21,7 @@ import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
@@ -30,6 +30,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from pgkeep.errors import DamageError, KeyFailure
 from pgkeep.repository.store import Buffer
+
+if TYPE_CHECKING:
+    from pgkeep.repository.block_sums import BlockSums
 
 __all__ = [
     "BOXED",
@@ -172,6 +175,13 @@ class KeyRing:
         """The keyed BLAKE3 of a content: its name, which tells nothing about it to those without the key."""
         return blake3(plain, key=self._id_key).digest()
 
+    @cached_property
+    def block_sums(self) -> BlockSums:
+        """Sums of blocks under this repository's key for them."""
+        from pgkeep.repository.block_sums import BlockSums
+
+        return BlockSums(self.derive(self.family, "block-sums"))
+
     @property
     def boxes(self) -> bool:
         """Whether the repository is in sealed mode: data and WAL open with a private key that this holder may not have."""
@@ -182,6 +192,11 @@ class KeyRing:
         """Whether this holder can read data and WAL back."""
         generation = self._newest()[1]
         return generation.public is None or generation.private is not None
+
+    def require_reading(self) -> None:
+        """Raises KeyFailure where this holder cannot read data and WAL back, for jobs that would find out late."""
+        if not self.opens_boxes:
+            raise _cannot_read()
 
     def new_seal(self, purpose: str, *, boxed: bool = False) -> NewSeal:
         """A fresh salt and the sealer that goes with it, under the newest root key.
@@ -208,16 +223,17 @@ class KeyRing:
         if generation.public is None:
             raise DamageError("it names a key of sealed mode, and this repository has none")
         if generation.private is None:
-            raise KeyFailure(
-                "this key adds to the repository and does not read data or WAL back",
-                hint="give one that does: --key-file FILE with the recovery key, or another key",
-            )
+            raise _cannot_read()
         private = X25519PrivateKey.from_private_bytes(generation.private)
         try:
             shared = private.exchange(X25519PublicKey.from_public_bytes(salt))
         except ValueError:
             raise DamageError("its salt is no public key") from None
         return self._boxed_sealer(generation, shared, salt, purpose)
+
+    def digest_key(self, salt: bytes, purpose: str, mode: int) -> bytes:
+        """The key under which who cannot open an object tells whether it holds bytes that he has himself."""
+        return derive_key(self._generation(mode & ~BOXED).root, salt, f"{purpose} digest")
 
     def _boxed_sealer(self, generation: Generation, shared: bytes, salt: bytes, purpose: str) -> Sealer:
         # the root key goes in, so that only who holds it can seal; the public key, so that the key is for this pair alone
@@ -236,3 +252,10 @@ class KeyRing:
         if number:
             raise DamageError(f"it names generation {number} of the root key, and there is only one")
         return Generation(self.root_key)
+
+
+def _cannot_read() -> KeyFailure:
+    return KeyFailure(
+        "this key adds to the repository and does not read data or WAL back",
+        hint="give one that does: --key-file FILE with the recovery key, or another key",
+    )

@@ -21,7 +21,7 @@ import contextlib
 import hashlib
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -116,6 +116,14 @@ class IndexSegment:
         known = np.flatnonzero(ids[np.minimum(numbers, len(ids) - 1)] == wanted)
         found = zip(known.tolist(), numbers[known].tolist(), strict=True)
         return {content_ids[order]: self._location(number, content_ids[order]) for order, number in found}
+
+    def contents_of(self, packs: Container[str]) -> Iterator[bytes]:
+        """The ids of all that this segment places in these packs."""
+        chosen = {number for number, name in enumerate(self.packs) if name in packs}
+        if chosen:
+            for number, place in enumerate(_PLACE.iter_unpack(self._places)):
+                if place[0] in chosen:
+                    yield self._ids[number]
 
     def _location(self, number: int, content_id: bytes) -> Location:
         pack, offset, stored, plain, codec = _PLACE.unpack_from(self._places, number * _PLACE.size)

@@ -11,21 +11,37 @@ A pack is named by the SHA-256 of its bytes: anyone can scrub or mirror it witho
 salt and the root key that the key mode names (see `pgkeep.repository.crypto`), and the nonce of a content (and of the
 table) is its offset in the pack as 96 bits, so no pair is ever used twice and nothing can be moved. The associated data
 binds the family, the kind, the id, the plain size and the codec.
+
+The last content of a data pack may be one of id 1, which no index names: the sums of all blocks of the others
+(`pgkeep.repository.block_sums`), content by content.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import accumulate
 
 from pgkeep.errors import DamageError
-from pgkeep.repository.codec import Codec, decompress
+from pgkeep.repository.codec import Codec, decompress, decompress_into
 from pgkeep.repository.crypto import BOXED, ID_SIZE, TAG_SIZE, KeyRing, Sealer, Suite
 from pgkeep.repository.store import Buffer, Store
 
-__all__ = ["MAX_CONTENT_SIZE", "PackBuilder", "PackEntry", "PackKind", "PackReader", "pack_name", "read_pack_table"]
+__all__ = [
+    "MAX_CONTENT_SIZE",
+    "PackBuilder",
+    "PackEntry",
+    "PackKind",
+    "PackReader",
+    "check_hash",
+    "pack_name",
+    "pack_table",
+    "read_block_sums",
+    "read_pack_table",
+]
 
 _MAGIC = b"pgkeepP1"
 _END_MAGIC = b"pgkeepPE"
@@ -33,6 +49,8 @@ _HEADER = struct.Struct("<8sBBBB32s")
 _ENTRY = struct.Struct("<32sIIII")
 _FOOTER = struct.Struct("<II8s")
 _TABLE_ID = bytes(ID_SIZE)
+_SUMS_ID = (1).to_bytes(ID_SIZE, "little")
+_READ_SIZE = 4 << 20
 
 MAX_CONTENT_SIZE = 64 << 20
 """No content is larger: it bounds what a reader must hold, and offsets stay within 32 bits."""
@@ -73,6 +91,7 @@ class PackBuilder:
         header = _HEADER.pack(_MAGIC, kind, keys.suite, seal.mode, 0, seal.salt)
         self._parts: list[bytes] = [header]
         self._entries: list[PackEntry] = []
+        self._sums: list[bytes | None] = []
         self.size = len(header)
 
     @property
@@ -80,26 +99,36 @@ class PackBuilder:
         """What the pack holds, in order of offset."""
         return self._entries
 
-    def add(self, content_id: bytes, compressed: Buffer, plain_size: int, codec: Codec) -> PackEntry:
-        """Seal a content at the pack's end."""
+    def add(
+        self, content_id: bytes, compressed: Buffer, plain_size: int, codec: Codec, sums: bytes | None = None
+    ) -> PackEntry:
+        """Seal a content at the pack's end; ``sums`` are those of its blocks (`BlockSums`)."""
+        entry = self._seal(content_id, compressed, plain_size, codec)
+        self._entries.append(entry)
+        self._sums.append(sums)
+        return entry
+
+    def _seal(self, content_id: bytes, compressed: Buffer, plain_size: int, codec: Codec) -> PackEntry:
         sealed = self._sealer.seal(
             _nonce(self.size), compressed, _associated(self._keys, self.kind, content_id, plain_size, codec)
         )
         entry = PackEntry(content_id, self.size, len(sealed), plain_size, codec)
-        self._entries.append(entry)
         self._parts.append(sealed)
         self.size += len(sealed)
         return entry
 
     def finish(self) -> tuple[str, list[bytes]]:
         """The pack's name and its bytes in parts."""
+        entries = self._entries
+        sums = b"".join(sums for sums in self._sums if sums is not None)
+        if sums and None not in self._sums:
+            entries = [*entries, self._seal(_SUMS_ID, sums, len(sums), Codec.RAW)]
         table = b"".join(
-            _ENTRY.pack(entry.id, entry.offset, entry.stored_size, entry.plain_size, entry.codec)
-            for entry in self._entries
+            _ENTRY.pack(entry.id, entry.offset, entry.stored_size, entry.plain_size, entry.codec) for entry in entries
         )
         associated = _associated(self._keys, self.kind, _TABLE_ID, len(table), Codec.RAW)
         sealed = self._table_sealer.seal(_nonce(self.size), table, associated)
-        parts = [*self._parts, sealed, _FOOTER.pack(len(sealed), len(self._entries), _END_MAGIC)]
+        parts = [*self._parts, sealed, _FOOTER.pack(len(sealed), len(entries), _END_MAGIC)]
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)
@@ -123,34 +152,102 @@ class PackReader:
         """A reader for a pack in a store. Raises ObjectMissing, DamageError."""
         return cls(keys, name, store.get(name, 0, _HEADER.size))
 
+    def open_into(
+        self, room: memoryview, entry: PackEntry, sealed: Buffer, is_wanted: Callable[[int, int], bool] | None = None
+    ) -> None:
+        """`open` into ``room``, which has the content's size.
+
+        With ``is_wanted`` (see `decompress_into`) only what is wanted; what is stored is checked whole, and not what comes of it.
+        """
+        try:
+            decompress_into(room, self._unsealed(entry, sealed), entry.codec, is_wanted)
+        except DamageError as error:
+            raise _damaged(self._name, f"{error} (at byte {entry.offset})") from None
+        if is_wanted is None:
+            self._check_id(entry, room)
+
+    def _check_id(self, entry: PackEntry, plain: Buffer) -> None:
+        if entry.id != _SUMS_ID and self._keys.content_id(plain) != entry.id:
+            raise _damaged(self._name, f"the content at byte {entry.offset} is not what its id names")
+
+    def _unsealed(self, entry: PackEntry, sealed: Buffer) -> bytes:
+        associated = _associated(self._keys, self._kind, entry.id, entry.plain_size, entry.codec)
+        return self._sealer.open(_nonce(entry.offset), sealed, associated)
+
     def open(self, entry: PackEntry, sealed: Buffer) -> bytes:
         """The plain bytes of a content, checked against its id. Raises DamageError naming the pack."""
-        associated = _associated(self._keys, self._kind, entry.id, entry.plain_size, entry.codec)
+        return self.open_both(entry, sealed)[1]
+
+    def open_both(self, entry: PackEntry, sealed: Buffer) -> tuple[bytes, bytes]:
+        """`open`, with the compressed bytes before the plain ones."""
         try:
-            compressed = self._sealer.open(_nonce(entry.offset), sealed, associated)
+            compressed = self._unsealed(entry, sealed)
             plain = decompress(compressed, entry.codec, entry.plain_size)
         except DamageError as error:
             raise _damaged(self._name, f"{error} (at byte {entry.offset})") from None
-        if len(plain) != entry.plain_size or self._keys.content_id(plain) != entry.id:
-            raise _damaged(self._name, f"the content at byte {entry.offset} is not what its id names")
-        return plain
+        if len(plain) != entry.plain_size:
+            raise _damaged(self._name, f"the content at byte {entry.offset} is not as long as it says")
+        self._check_id(entry, plain)
+        return compressed, plain
+
+
+def check_hash(store: Store, name: str) -> None:
+    """Scrub an object that is named by the hash of its bytes, a pack or an index, without a key. Raises ObjectMissing, DamageError."""
+    digest, position = hashlib.sha256(), 0
+    # read, not mapped: a disk that cannot read a mapped page kills the process
+    while data := store.get(name, position, _READ_SIZE):
+        digest.update(data)
+        position += len(data)
+    if digest.hexdigest() != name.rpartition("/")[2]:
+        raise _damaged(name, "its bytes do not match its name")
 
 
 def read_pack_table(store: Store, keys: KeyRing, name: str) -> list[PackEntry]:
     """What a pack says of itself. Raises ObjectMissing, DamageError."""
-    size = store.info(name).size
+    return _without_sums(_table_of(store, keys, name))
+
+
+def pack_table(keys: KeyRing, name: str, data: Buffer) -> list[PackEntry]:
+    """`read_pack_table` of a pack whose bytes are at hand."""
+    view = memoryview(data)
+    return _without_sums(_read_table(keys, name, len(view), lambda start, length: bytes(view[start : start + length])))
+
+
+def read_block_sums(store: Store, keys: KeyRing, name: str) -> dict[int, bytes]:
+    """The sums of the blocks of each content, by its offset in the pack; empty where the pack has none. Raises ObjectMissing, DamageError."""
+    from pgkeep.repository.block_sums import sums_size
+
+    entries = _table_of(store, keys, name)
+    if not entries or entries[-1].id != _SUMS_ID:
+        return {}
+    last = entries.pop()
+    sums = PackReader.of(store, keys, name).open(last, store.get(name, last.offset, last.stored_size))
+    sizes = [sums_size(entry.plain_size) for entry in entries]
+    if sum(sizes) != len(sums):
+        raise _damaged(name, "its sums are not those of its contents")
+    ends = accumulate(sizes)
+    return {entry.offset: sums[end - size : end] for entry, size, end in zip(entries, sizes, ends, strict=True)}
+
+
+def _without_sums(entries: list[PackEntry]) -> list[PackEntry]:
+    return [entry for entry in entries if entry.id != _SUMS_ID]
+
+
+def _table_of(store: Store, keys: KeyRing, name: str) -> list[PackEntry]:
+    return _read_table(keys, name, store.info(name).size, lambda start, length: store.get(name, start, length))
+
+
+def _read_table(keys: KeyRing, name: str, size: int, get: Callable[[int, int], bytes]) -> list[PackEntry]:
     if size < _HEADER.size + _FOOTER.size:
         raise _damaged(name, "it is cut off")
-    kind, mode, salt = _read_header(name, store.get(name, 0, _HEADER.size), keys.suite)
-    sealed_size, count, magic = _FOOTER.unpack(store.get(name, size - _FOOTER.size, _FOOTER.size))
+    kind, mode, salt = _read_header(name, get(0, _HEADER.size), keys.suite)
+    sealed_size, count, magic = _FOOTER.unpack(get(size - _FOOTER.size, _FOOTER.size))
     offset = size - _FOOTER.size - sealed_size
     if magic != _END_MAGIC or offset < _HEADER.size or sealed_size != count * _ENTRY.size + TAG_SIZE:
         raise _damaged(name, "it is cut off")
     associated = _associated(keys, kind, _TABLE_ID, count * _ENTRY.size, Codec.RAW)
     try:
-        table = _table_sealer(keys, kind, mode, salt).open(
-            _nonce(offset), store.get(name, offset, sealed_size), associated
-        )
+        table = _table_sealer(keys, kind, mode, salt).open(_nonce(offset), get(offset, sealed_size), associated)
     except DamageError as error:
         raise _damaged(name, f"in its table, {error}") from None
     return [

@@ -1,7 +1,8 @@
 """A store on a POSIX file system.
 
-An object is written under ``tmp/``, fsynced, then linked to its name: ``link(2)`` fails where the name is taken, so
-nothing is ever replaced, and a crash leaves at worst a file under ``tmp/``, which collection finds.
+An object is written into a file without a name (``O_TMPFILE``, open(2)), fsynced, then linked to its name: ``link(2)`` fails
+where the name is taken, so nothing is ever replaced, and a crash leaves nothing. Where a file system has no files without
+names (NFS), they have one under ``tmp/``; a crash leaves at worst such a file, which its writer's name tells from others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from pgkeep.errors import DamageError, StoreError
 from pgkeep.repository.store import Buffer, Capabilities, ObjectExists, ObjectInfo, ObjectMissing, check_name
 
 __all__ = ["PosixStore"]
+
+_MODE = 0o440
+
+_DESCRIPTORS = Path("/proc/self/fd")
 
 _FOREIGN = {"lost+found"}
 """What file systems put beside objects; names that begin with a dot are theirs, too (``.nfs…``, ``.snapshot``)."""
@@ -60,20 +65,18 @@ class PosixStore:
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
         """See `Store.put`."""
         path = self._path(name)
-        temporary = self._root / "tmp" / f"{self._writer}-{secrets.token_hex(8)}"
         with self._errors("write", name):
-            self._make_directory(temporary.parent)
             self._make_directory(path.parent)
-            try:
-                self._write(temporary, parts)
-                os.link(temporary, path)
-            except FileExistsError:
-                # its writer may have died before this: who takes what is there for done must be able to rely on it
-                _fsync_directory(path.parent)
-                raise ObjectExists(f"{name} is in {self.url} already") from None
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
+            with self._new_file(path.parent) as (descriptor, place):
+                write_new(descriptor, parts)
+                os.fsync(descriptor)
+                try:
+                    # any descriptor of a directory makes it linkat(2), which alone follows /proc's link
+                    os.link(place, path, src_dir_fd=descriptor, follow_symlinks=True)
+                except FileExistsError:
+                    # its writer may have died before this: who takes what is there for done must be able to rely on it
+                    _fsync_directory(path.parent)
+                    raise ObjectExists(f"{name} is in {self.url} already") from None
             _fsync_directory(path.parent)
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> bytes:
@@ -176,13 +179,25 @@ class PosixStore:
                     continue
                 yield _info(check_name(name), status)
 
-    def _write(self, path: Path, parts: Sequence[Buffer]) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o440)
+    @contextlib.contextmanager
+    def _new_file(self, directory: Path) -> Iterator[tuple[int, Path]]:
+        """A file to write, and the path by which it is linked; gone at the end but for its links."""
+        descriptor = _open_unnamed(directory)
+        if descriptor is not None:
+            try:
+                yield descriptor, _DESCRIPTORS / str(descriptor)
+            finally:
+                os.close(descriptor)
+            return
+        temporary = self._root / "tmp" / f"{self._writer}-{secrets.token_hex(8)}"
+        self._make_directory(temporary.parent)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
         try:
-            write_new(descriptor, parts)
-            os.fsync(descriptor)
+            yield descriptor, temporary.absolute()
         finally:
             os.close(descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
 
     def _make_directory(self, directory: Path) -> None:
         is_ours = self._root in directory.parents
@@ -218,6 +233,19 @@ class PosixStore:
             raise StoreError(
                 f"cannot {verb} {name} in {self.url}: {error.strerror}", hint=_hint(error, self._root)
             ) from error
+
+
+def _open_unnamed(directory: Path) -> int | None:
+    """A file without a name on the directory's file system; None where it has none of these."""
+    if not _DESCRIPTORS.exists():
+        return None
+    try:
+        return os.open(directory, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, _MODE)
+    except OSError as error:
+        # EISDIR: a kernel before 3.11; the others: a file system's refusal
+        if error.errno in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}:
+            return None
+        raise
 
 
 def _has_entry(directory: Path) -> bool:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from pgkeep.repository.index import Index
     from pgkeep.repository.keys.changes import KeySlots
     from pgkeep.repository.leases import Lease
-    from pgkeep.repository.manifests import Catalog
+    from pgkeep.repository.manifests import Catalog, Manifest
     from pgkeep.repository.pins import Pins
+    from pgkeep.repository.tree import BackupTree
 
 __all__ = ["FORMAT", "ROOT_NAME", "Repository", "exists"]
 
@@ -218,6 +219,12 @@ class Repository:
         from pgkeep.repository.contents import ContentReader
 
         return ContentReader(self.store, self.keys, self.index)
+
+    def tree(self, manifest: Manifest) -> BackupTree:
+        """The files of a backup."""
+        from pgkeep.repository.tree import BackupTree
+
+        return BackupTree(manifest, self.reader())
 
     def writer(self) -> ContentWriter:
         """A writer of contents."""

@@ -53,9 +53,9 @@ class BackupTree:
     def files_of(self, directory: Directory) -> Iterator[BackupFile]:
         """The files of one directory, sorted by name."""
         prefix = directory.path + b"/" if directory.path else b""
-        for listing in directory.listings:
+        for number in range(len(directory.listings)):
             with naming(prefix.decode("utf-8", "backslashreplace") or "the data directory"):
-                entries = decode_listing(self._reader.get(listing))
+                entries = decode_listing(self._listing(directory, number))
             for entry in entries:
                 yield BackupFile(prefix + entry.name, entry)
 
@@ -63,9 +63,7 @@ class BackupTree:
         """A file's page map. Raises DamageError naming the file."""
         entry = file.entry
         with naming(file.shown_path):
-            if entry.map_id is not None:
-                return decode_extents(self._reader.get(entry.map_id))
-            return decode_extents(entry.extents or b"")
+            return decode_extents(entry.extents or b"" if entry.map_id is None else self._map(file, entry.map_id))
 
     def page_map(self, file: BackupFile) -> Extents:
         """`extents`, as an array. Raises DamageError naming the file."""
@@ -74,7 +72,7 @@ class BackupTree:
 
         entry = file.entry
         with naming(file.shown_path):
-            return decode_map(self._reader.get(entry.map_id) if entry.map_id is not None else entry.extents or b"")
+            return decode_map(entry.extents or b"" if entry.map_id is None else self._map(file, entry.map_id))
 
     def read(self, file: BackupFile) -> Iterator[bytes]:
         """A file's bytes in order, in pieces; zeros where its map has none. Raises DamageError naming the file."""
@@ -101,11 +99,20 @@ class BackupTree:
         content = recent.pop(content_id, None)
         if content is None:
             with naming(file.shown_path):
-                content = self._reader.get(content_id)
+                content = self._cell(file, content_id)
         recent[content_id] = content
         if len(recent) > _RECENT:
             recent.popitem(last=False)
         return content
+
+    def _listing(self, directory: Directory, number: int) -> bytes:
+        return self._reader.get(directory.listings[number])
+
+    def _map(self, file: BackupFile, map_id: bytes) -> bytes:  # noqa: ARG002 - whoever reads elsewhere needs the file
+        return self._reader.get(map_id)
+
+    def _cell(self, file: BackupFile, content_id: bytes) -> bytes:  # noqa: ARG002 - see _map
+        return self._reader.get(content_id)
 
 
 class naming:  # noqa: N801 - reads as a verb, like contextlib.suppress

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,14 @@ import numpy.typing as npt
 from pgkeep.errors import DamageError
 from pgkeep.repository.page_map import Extents, Positions, bounds, split_at_grid
 
-__all__ = ["Cell", "FileCells", "Rows", "Window"]
+__all__ = ["Cell", "FileCells", "Rows", "Window", "spread"]
 
 Rows = npt.NDArray[np.uint8]
 """Pages, one a row."""
 
-_Chosen = npt.NDArray[np.bool_]
+
+Plain = memoryview
+"""The bytes of a content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,8 @@ class Cell:
     """Pages of a file that follow one another in one cell of the grid: what is written at once.
 
     ``size`` bytes from ``position`` on; ``own`` is the content that most of them are in, ``shared_pages`` are in others. ``is_new`` where
-    the file was made just now, so that what is on the disk need not be looked at.
+    the file was made just now, so that what is on the disk need not be looked at. ``is_partial`` where only the pages of ``extents``
+    are wanted, and the others stay as they are on the disk.
     """
 
     place: bytes
@@ -40,6 +44,11 @@ class Cell:
     own: bytes
     shared_pages: int
     is_new: bool
+    is_partial: bool = False
+
+    def shared(self) -> set[bytes]:
+        """The contents of its shared pages."""
+        return set(self.extents["id"].tolist()) - {self.own} if self.shared_pages else set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +91,26 @@ def _owners(parts: Extents, begins: Positions) -> tuple[list[bytes], Positions]:
     return [ids[number].tobytes() for number in (keys[most] % len(ids)).tolist()], pages[most]
 
 
+@dataclass(slots=True)
+class _Held:
+    """A content of which cells need pages: all its pages, or those alone that one window needs; none before it is fetched."""
+
+    rows: Rows | None = None
+
+
 class Window:
-    """Cells that are at work together, and the pages that are held for them.
+    """Cells that are at work together, and the contents that are held for them.
 
     ``contents`` are the ids of all that is needed; ``held`` those that are fetched first, by number; ``by_own`` the cells, by number,
-    that can be put together once their own content is there too, by its number; ``rest`` need held ones alone. With
-    ``wanted``, one for each extent of the cells in turn, the others are passed over, and what is on the disk there stays.
+    that can be put together once their own content is there too, by its number; ``rest`` need held ones alone.
     ``room`` is how many bytes more than it must a window may hold to spare itself a second fetch.
     """
 
-    def __init__(self, cells: Sequence[Cell], page_size: int, *, room: int, wanted: _Chosen | None = None) -> None:
+    def __init__(self, cells: Sequence[Cell], page_size: int, *, room: int) -> None:
         self.cells = cells
         self.page_size = page_size
         parts = np.concatenate([cell.extents for cell in cells])
         number = np.repeat(np.arange(len(cells)), [len(cell.extents) for cell in cells])
-        self.is_whole = wanted is None or bool(wanted.all())
-        if wanted is not None:
-            parts, number = parts[wanted], number[wanted]
         self.parts = parts
         self.number = number
         self.ends = np.searchsorted(number, np.arange(1, len(cells) + 1)).tolist()
@@ -110,36 +122,65 @@ class Window:
         self._hold_what_others_hold(room // page_size)
         shared = np.flatnonzero(~self.is_own)
         shared = shared[np.argsort(self.content[shared], kind="stable")]
-        pages = parts["pages"][shared].astype(np.int64)
-        slot = parts["content_page"].astype(np.int64)
-        slot[shared] = np.cumsum(pages) - pages
-        self.held_pages = int(pages.sum())
         held, first = np.unique(self.content[shared], return_index=True)
         self.held: dict[int, Positions] = (
             dict(zip(held.tolist(), np.split(shared, first[1:]), strict=True)) if len(held) else {}
         )
-        self._slot = slot
-        self._lay_out_pages(slot)
         self.by_own: dict[int, list[int]] = {}
         for cell, content in dict.fromkeys(
             zip(number[self.is_own].tolist(), self.content[self.is_own].tolist(), strict=True)
         ):
             self.by_own.setdefault(content, []).append(cell)
         self.rest = sorted(set(number[~self.is_own].tolist()) - set(number[self.is_own].tolist()))
-        self._rows = np.empty((0, page_size), np.uint8)
+        self._kept: dict[int, _Held] = {}
+        self._whole: dict[bytes, _Held] = {}
+
+    def prepare(self, sizes: Sequence[int], before: Window | None, room: int) -> list[int]:
+        """Lay out what is held; returns the contents, by number, that are to be fetched for it.
+
+        ``sizes`` are the contents' in bytes. Those of up to ``room`` bytes are held whole, so that the next window need not fetch
+        them again, and those that the window ``before`` holds whole are used; of the others the pages that are needed are held.
+        Raises DamageError where a map names pages that a content does not have.
+        """
+        slot = self.parts["content_page"].astype(np.int64)
+        missing = []
+        for left, content in sorted(((self._left(sizes, content), content) for content in self.held), reverse=True):
+            if left < 0:
+                raise _too_short(self.cells[int(self.number[self.held[content][0]])], self.contents[content])
+            there = before._whole.get(self.contents[content]) if before is not None else None  # noqa: SLF001
+            is_whole = there is not None or sizes[content] <= room
+            room -= sizes[content] if is_whole else 0
+            if there is None:
+                missing.append(content)
+            self._kept[content] = there or _Held()
+            if is_whole:
+                self._whole[self.contents[content]] = self._kept[content]
+            else:
+                parts = self.held[content]
+                pages = self.parts["pages"][parts].astype(np.int64)
+                slot[parts] = np.cumsum(pages) - pages
+        self._lay_out_pages(slot)
+        return missing
+
+    def _left(self, sizes: Sequence[int], content: int) -> int:
+        """How many pages a content has beyond the last one that is needed; less than none where a map asks for more than there are."""
+        parts = self.held[content]
+        end = self.parts["content_page"][parts].astype(np.int64) + self.parts["pages"][parts]
+        return -(-sizes[content] // self.page_size) - int(end.max())
 
     def _lay_out_pages(self, source: Positions) -> None:
-        """For each page where it comes from, in its own content or among those held, and its row in the cell; own ones first."""
-        order = np.lexsort((~self.is_own, self.number))
+        """For each page its place in what it comes from, and its row in the cell; by cell and by what it comes from, its own content first."""
+        order = np.lexsort((self.content, ~self.is_own, self.number))
         counts = self.parts["pages"][order]
-        cell = np.repeat(self.number[order], counts)
+        cell, content = self.number[order], self.content[order]
         first_page = np.array([cell.position // self.page_size for cell in self.cells], np.int64)
-        self._source = _spread(source[order], counts)
-        self._row = _spread(self.parts["first_page"][order], counts) - first_page[cell]
-        numbers = np.arange(len(self.cells) + 1)
-        self._page_ends = np.searchsorted(cell, numbers).tolist()
-        own_pages = np.bincount(cell, np.repeat(self.is_own[order], counts), minlength=len(self.cells))
-        self._own_pages = own_pages.astype(np.int64).tolist()
+        self._source = spread(source[order], counts)
+        self._row = spread(self.parts["first_page"][order], counts) - np.repeat(first_page[cell], counts)
+        begins = np.flatnonzero((np.diff(cell, prepend=-1) != 0) | (np.diff(content, prepend=-1) != 0))
+        ends = np.cumsum(counts.astype(np.int64))
+        self._group_content = content[begins].tolist()
+        self._group_ends = ends[np.append(begins[1:], len(order)) - 1].tolist() if len(order) else []
+        self._groups = np.searchsorted(cell[begins], np.arange(len(self.cells) + 1)).tolist()
 
     def _hold_what_others_hold(self, room: int) -> None:
         """A content that some cells need to be held need not be fetched again for those whose own it is."""
@@ -151,12 +192,6 @@ class Window:
             chosen = chosen[np.cumsum(pages[chosen]) <= room]
             self.is_own &= ~np.isin(self.content, chosen)
 
-    @property
-    def is_last(self) -> _Chosen:
-        """For each extent whether it is its cell's last."""
-        ends: _Chosen = np.diff(self.number, append=-1) != 0
-        return ends
-
     def shown_paths(self) -> dict[bytes, str]:
         """Each content, with a file that needs it."""
         _, first = np.unique(self.content, return_index=True)
@@ -165,63 +200,85 @@ class Window:
             for content, cell in zip(self.contents, self.number[first].tolist(), strict=True)
         }
 
-    def begin(self, room: Rows) -> None:
-        """Hold what is to be held in these rows, if there are enough of them."""
-        enough = len(room) >= self.held_pages
-        self._rows = room[: self.held_pages] if enough else np.empty((self.held_pages, self.page_size), np.uint8)
+    def is_wanted(self, content: bytes, start: int, end: int) -> bool:
+        """Whether any cell needs what lies between two bytes of a content."""
+        pages = self._wanted[self.number_of[content]]
+        first, last = start // self.page_size, -(-end // self.page_size)
+        return int(np.searchsorted(pages, first)) < int(np.searchsorted(pages, last))
 
-    def hold(self, content: int, plain: bytes) -> None:
+    @cached_property
+    def _wanted(self) -> list[Positions]:
+        """For each content its pages that are needed, ascending."""
+        order = np.argsort(self.content, kind="stable")
+        pages = spread(self.parts["content_page"][order], self.parts["pages"][order])
+        content = np.repeat(self.content[order], self.parts["pages"][order])
+        return np.split(pages[np.lexsort((pages, content))], np.searchsorted(content, np.arange(1, len(self.contents))))
+
+    def hold(self, content: int, plain: Plain) -> None:
         """Keep what is needed of a content; safe for threads. Raises DamageError."""
-        parts = self.held[content]
-        source = _spread(self.parts["content_page"][parts], self.parts["pages"][parts])
-        slot = int(self._slot[parts[0]])
-        rows = self._rows_of(plain, source, self.cells[int(self.number[parts[0]])], content)
-        np.take(rows, source, axis=0, out=self._rows[slot : slot + len(source)], mode="clip")
+        kept = self._kept[content]
+        rows = self._rows_of(plain)
+        if self.contents[content] not in self._whole:
+            parts = self.held[content]
+            pages = spread(self.parts["content_page"][parts], self.parts["pages"][parts])
+            if int(pages.max()) >= len(rows):
+                raise _too_short(self.cells[int(self.number[parts[0]])], self.contents[content])
+            rows = rows[pages]
+        kept.rows = rows
 
-    def single(self, cell: int, plain: bytes) -> memoryview | None:
+    def single(self, cell: int, plain: Plain) -> memoryview | None:
         """The bytes of a cell that lies in its own content in one piece, None for any other. Raises DamageError."""
         begin, _ = self._bounds(cell)
-        if len(self.cells[cell].extents) > 1 or not self.is_own[begin]:
+        if self.cells[cell].is_partial or len(self.cells[cell].extents) > 1 or not self.is_own[begin]:
             return None
         start = int(self.parts["content_page"][begin]) * self.page_size
         size = self.cells[cell].size
-        data = memoryview(plain)[start : start + size]
+        data = plain[start : start + size]
         if len(data) != size:
             raise _too_short(self.cells[cell], self.contents[int(self.content[begin])])
         return data
 
-    def fill(self, cell: int, rows: Rows, plain: bytes | None) -> int:
-        """Put the wanted pages of a cell into their rows, ``plain`` being its own content; returns how many. Raises DamageError."""
-        begin, end = self._page_ends[cell], self._page_ends[cell + 1]
-        own_end = begin + self._own_pages[cell]
-        if plain is not None:
-            source, row = self._source[begin:own_end], self._row[begin:own_end]
-            first, last = self._bounds(cell)
-            own = self._rows_of(
-                plain, source, self.cells[cell], int(self.content[first:last][self.is_own[first:last]][0])
-            )
-            if self.is_whole and len(own) <= len(rows) and (source == row).all():
-                # what is superseded of it is overwritten at once
-                rows[: len(own)] = own
-            else:
-                rows[row] = own[source]
-        if own_end < end:
-            rows[self._row[own_end:end]] = self._rows[self._source[own_end:end]]
-        return int(end - begin)
+    def lies_in_place(self, cell: int) -> bool:
+        """Whether the own content of a cell has its pages where the cell has them, and is no other cell's."""
+        first = self._groups[cell]
+        pages = slice(self._group_ends[first - 1] if first else 0, self._group_ends[first])
+        return len(self.by_own[self._group_content[first]]) == 1 and bool(
+            (self._source[pages] == self._row[pages]).all()
+        )
+
+    def fill(self, cell: int, rows: Rows, plain: Plain | None, *, in_place: bool = False) -> None:
+        """Put the pages of a cell into their rows, ``plain`` being its own content; ``in_place`` where its pages are there already.
+
+        Raises DamageError.
+        """
+        first, last = self._groups[cell], self._groups[cell + 1]
+        begin = start = self._group_ends[first - 1] if first else 0
+        for content, end in zip(self._group_content[first:last], self._group_ends[first:last], strict=True):
+            kept = self._kept.get(content)
+            if plain is not None and start == begin:
+                if not in_place:
+                    self._fill_own(rows, plain, slice(start, end), self.cells[cell], content)
+            elif kept is not None and kept.rows is not None:
+                rows[self._row[start:end]] = kept.rows[self._source[start:end]]
+            start = end
+
+    def _fill_own(self, rows: Rows, plain: Plain, pages: slice, cell: Cell, content: int) -> None:
+        source, row = self._source[pages], self._row[pages]
+        own = self._rows_of(plain)
+        if int(source.max()) >= len(own):
+            raise _too_short(cell, self.contents[content])
+        rows[row] = own[source]
 
     def _bounds(self, cell: int) -> tuple[int, int]:
         return (self.ends[cell - 1] if cell else 0), self.ends[cell]
 
-    def _rows_of(self, plain: bytes, source: Positions, cell: Cell, content: int) -> Rows:
-        if len(plain) % self.page_size:
-            plain += bytes(-len(plain) % self.page_size)
-        rows: Rows = np.frombuffer(plain, np.uint8).reshape(-1, self.page_size)
-        if len(source) and int(source.max()) >= len(rows):
-            raise _too_short(cell, self.contents[content])
+    def _rows_of(self, plain: Plain) -> Rows:
+        whole = plain if len(plain) % self.page_size == 0 else bytes(plain) + bytes(-len(plain) % self.page_size)
+        rows: Rows = np.frombuffer(whole, np.uint8).reshape(-1, self.page_size)
         return rows
 
 
-def _spread(starts: Positions, counts: npt.NDArray[np.uint32]) -> Positions:
+def spread(starts: Positions, counts: npt.NDArray[np.uint32]) -> Positions:
     """All numbers of runs that begin at ``starts`` and have ``counts`` numbers, one run after the other."""
     lengths = counts.astype(np.int64)
     result: Positions = np.repeat(starts.astype(np.int64) - (np.cumsum(lengths) - lengths), lengths)

@@ -1,9 +1,8 @@
-"""Writing a backup over what is there: contents that are on the disk already are told by their ids and stay.
+"""Writing a backup over what is there: only pages that differ are fetched and written.
 
-A content's id is a keyed hash of its bytes. Where all of them are on the disk, they are read and hashed, and nothing is fetched: a cell
-is looked for at its own place in the file, also where a part of it is superseded, and the pages of a bundle in the files that they
-belong to. What cannot be proven so is fetched, held against the disk page by page, and only pages that differ are written. Sizes and
-times of files prove nothing and are not looked at.
+What lies at a cell's place is read, and the sums of its pages (`pgkeep.repository.block_sums`) are held against those that the
+repository keeps of each content. Contents of which it has none are fetched and held against the disk page by page. Sizes and times
+of files prove nothing and are not looked at.
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ import errno
 import os
 import stat
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
 
 from pgkeep.direct_io import write_at
 from pgkeep.progress import Progress
-from pgkeep.repository.contents import Location
 from pgkeep.repository.maps import FileEntry
 from pgkeep.repository.packs import PackEntry
+from pgkeep.repository.page_map import bounds
 from pgkeep.repository.tree import BackupFile, BackupTree
-from pgkeep.restore.cells import Cell, Window
+from pgkeep.restore.cells import Cell, Plain, Window
+from pgkeep.restore.delta_sums import WantedSums, wanted_size
 from pgkeep.restore.delta_sweep import remove_entry, size_of
 from pgkeep.restore.pace import Buffer, Latch, Pace
 from pgkeep.restore.source import ContentSource
@@ -36,17 +35,12 @@ __all__ = ["DeltaCounts", "DeltaWriter", "differing"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-_BATCH = 4 << 20
-"""Bytes of contents that one thread compares in one go."""
+_TOGETHER = 4
+"""Cells that one thread compares in one go."""
 
 _WINDOW_CELLS = 256
 """Cells that are compared before what they lack is fetched."""
 
-_FIRST_TRIES, _TRY_AGAIN, _LEAST_HITS = 64, 16, 4
-"""A cell of which a part is superseded can be proven only on a copy that is older than that. After so many tries only every so many-th
-is tried, until one of so many succeeds."""
-
-_OPEN_FILES = 64
 _PIECE = 1 << 20
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 """FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE (fallocate(2))."""
@@ -70,47 +64,17 @@ class DeltaCounts:
 
 @dataclass
 class _Compared:
-    """A window whose extents are looked for on the disk: ``is_there`` says of each, once ``latch`` lets pass, whether it is proven."""
+    """Cells that are looked for on the disk: ``missing`` has those that lack something, and what, once ``latch`` lets pass."""
 
-    window: Window
-    is_there: npt.NDArray[np.bool_]
-    locations: dict[bytes, Location]
     latch: Latch
-    by_content: list[npt.NDArray[np.int64]]
-    """For each content its extents, by number."""
-
-
-@dataclass
-class _OpenFiles:
-    """Files that are being compared, the latest few of them open; for one thread, as a context manager."""
-
-    descriptors: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
-
-    def __enter__(self) -> _OpenFiles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for descriptor in self.descriptors.values():
-            os.close(descriptor)
-
-    def open(self, place: bytes) -> int:
-        descriptor = self.descriptors.get(place)
-        if descriptor is None:
-            if len(self.descriptors) >= _OPEN_FILES:
-                os.close(self.descriptors.popitem(last=False)[1])
-            descriptor = self.descriptors[place] = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        return descriptor
-
-    def announce(self, cell: Cell) -> None:
-        """Let the kernel read what will be asked for."""
-        with target_errors(cell.place):
-            os.posix_fadvise(self.open(cell.place), cell.position, cell.size, os.POSIX_FADV_WILLNEED)
+    missing: list[list[Cell]]
 
 
 class DeltaWriter(FileWriter):
     """A FileWriter for directories with something in them."""
 
     window_cells = _WINDOW_CELLS
+    _hands_on = False
 
     def __init__(
         self,
@@ -128,7 +92,6 @@ class DeltaWriter(FileWriter):
         self._lock = threading.Lock()
         self._compared: _Compared | None = None
         self._there = Buffer()
-        self._tries = self._hits = 0
 
     def remove(self, place: bytes, *, counted: bool = True) -> None:
         """Remove what does not belong: a file, a link, or a directory with all that is in it."""
@@ -214,14 +177,9 @@ class DeltaWriter(FileWriter):
     # Comparing
 
     def _send_window(self) -> None:
-        """Have the cells compared; meanwhile what those before lack is fetched.
-
-        Not at once for each content: what is written at one place would change a cell that is to be hashed at its own.
-        """
+        """Have the cells compared; meanwhile what those before lack is fetched."""
         cells = self._taken()
-        compared = None
-        if cells:
-            compared = self._begin_comparing(Window(cells, self._page_size, room=0))
+        compared = self._begin_comparing(cells) if cells else None
         self._fetch_missing()
         self._compared = compared
 
@@ -231,137 +189,91 @@ class DeltaWriter(FileWriter):
         self._fetch_missing()
         super().finish()
 
-    def _begin_comparing(self, window: Window) -> _Compared:
-        order = np.argsort(window.content, kind="stable")
-        by_content = np.split(order, np.flatnonzero(np.diff(window.content[order])) + 1)
-        locations = self._source.locate(window.shown_paths())
-        entries = [locations[content].entry for content in window.contents]
-        batches = list(_batches(entries))
-        compared = _Compared(window, np.zeros(len(order), np.bool_), locations, Latch(len(batches)), by_content)
-        for batch in batches:
-            self._workers.submit(self._compare, compared, batch)
+    def _begin_comparing(self, cells: list[Cell]) -> _Compared:
+        wanted = WantedSums(cells, self._source, self._read_sums, self._page_size)
+        batches = [range(first, min(first + _TOGETHER, len(cells))) for first in range(0, len(cells), _TOGETHER)]
+        compared = _Compared(Latch(len(batches)), [[] for _ in batches])
+        for batch, missing in zip(batches, compared.missing, strict=True):
+            self._workers.submit(self._compare, compared, wanted, batch, missing)
         return compared
 
+    def _read_sums(self, packs: list[str]) -> None:
+        latch = Latch(len(packs))
+        for pack in packs:
+            self._workers.submit(self._read_sums_of, pack, latch)
+        latch.wait()
+        self._workers.raise_failure()
+
+    def _read_sums_of(self, pack: str, latch: Latch) -> None:
+        try:
+            self._source.read_sums(pack)
+        finally:
+            latch.done()
+
+    def _compare(self, compared: _Compared, wanted: WantedSums, numbers: range, missing: list[Cell]) -> None:
+        try:
+            self._pace.enter()
+            for number in numbers:
+                cell = wanted.cells[number]
+                lacking = cell if cell.is_new else self._lacking(wanted, number)
+                if lacking is not None:
+                    missing.append(lacking)
+        finally:
+            compared.latch.done()
+
+    def _lacking(self, wanted: WantedSums, number: int) -> Cell | None:
+        """What a cell lacks on the disk."""
+        cell = wanted.cells[number]
+        with target_errors(cell.place), open(cell.place, "rb", buffering=0) as file:
+            there = self._read(file.fileno(), cell.position, cell.size)
+        self._pace.spend(len(there))
+        lacking = wanted.lacking(number, self._source.block_sums.of(there))
+        kept = cell.size - (0 if lacking is None else wanted_size(lacking, self._page_size))
+        self._count(compared=len(there), kept=kept)
+        self._progress.advance(kept)
+        return lacking
+
     def _fetch_missing(self) -> None:
-        """Begin with what the compared window lacks, once it is compared."""
+        """Begin with what the compared cells lack, once they are compared."""
         compared, self._compared = self._compared, None
         if compared is None:
             return
         compared.latch.wait()
         self._workers.raise_failure()
-        window = compared.window
-        if compared.is_there.any():
-            kept = self._bytes_of(window, np.flatnonzero(compared.is_there))
-            self._count(kept=kept)
-            self._progress.advance(kept)
-        if not compared.is_there.all():
-            self._begin(Window(window.cells, self._page_size, room=HELD // 4, wanted=~compared.is_there))
-
-    def _bytes_of(self, window: Window, parts: npt.NDArray[np.int64]) -> int:
-        """The bytes of extents; the last page of a file may be cut off."""
-        size = int(window.parts["pages"][parts].sum()) * self._page_size
-        for part in parts[window.is_last[parts]].tolist():
-            cell = window.cells[int(window.number[part])]
-            size -= -cell.size % self._page_size
-        return size
-
-    def _compare(self, compared: _Compared, contents: list[PackEntry]) -> None:
-        window = compared.window
-        try:
-            self._pace.enter()
-            with _OpenFiles() as files:
-                chosen = [compared.by_content[window.number_of[entry.id]] for entry in contents]
-                for number in np.unique(window.number[np.concatenate(chosen)]).tolist():
-                    if not window.cells[number].is_new:
-                        files.announce(window.cells[number])
-                for entry, parts in zip(contents, chosen, strict=True):
-                    self._prove(files, compared, entry, parts)
-        finally:
-            compared.latch.done()
-
-    def _prove(self, files: _OpenFiles, compared: _Compared, entry: PackEntry, parts: npt.NDArray[np.int64]) -> None:
-        """Find out which extents of a content the disk has."""
-        window = compared.window
-        parts = parts[[not window.cells[cell].is_new for cell in window.number[parts].tolist()]]
-        origins: dict[tuple[bytes, int], list[int]] = {}
-        for part in parts.tolist():
-            extent = window.parts[part]
-            origin = (int(extent["first_page"]) - int(extent["content_page"])) * self._page_size
-            origins.setdefault((window.cells[int(window.number[part])].place, origin), []).append(part)
-        unproven: list[int] = []
-        for (place, origin), group in origins.items():
-            live = int(window.parts["pages"][group].sum()) * self._page_size
-            # bundles have an origin in each of their runs; only a cell has most of itself at one
-            is_likely = origin >= 0 and 2 * live >= entry.plain_size and self._is_worth_it(live >= entry.plain_size)
-            if is_likely and self._is_at(files, entry, place, origin, is_live=live >= entry.plain_size):
-                compared.is_there[group] = True
-            else:
-                unproven += group
-        if len(unproven) > 1 and self._is_gathered(files, window, entry, np.array(unproven)):
-            compared.is_there[unproven] = True
-
-    def _is_worth_it(self, is_live: bool) -> bool:
-        """Whether to look for a content on the disk; one of which nothing is superseded is always looked for."""
-        if is_live:
-            return True
-        with self._lock:
-            self._tries += 1
-            return (
-                self._tries <= _FIRST_TRIES or self._tries % _TRY_AGAIN == 0 or self._hits * _LEAST_HITS >= self._tries
-            )
-
-    def _is_at(self, files: _OpenFiles, entry: PackEntry, place: bytes, position: int, *, is_live: bool) -> bool:
-        """Whether a content is in a file, whole and in one piece, from this byte on."""
-        with target_errors(place):
-            there = self._read(files.open(place), position, entry.plain_size)
-        found = self._proves(there, entry)
-        if found and not is_live:
-            with self._lock:
-                self._hits += 1
-        return found
-
-    def _is_gathered(self, files: _OpenFiles, window: Window, entry: PackEntry, parts: npt.NDArray[np.int64]) -> bool:
-        """Whether the extents make up a content, each page of it once, and it is what the disk has there."""
-        parts = parts[np.argsort(window.parts["content_page"][parts], kind="stable")]
-        starts = window.parts["content_page"][parts].astype(np.int64)
-        ends = starts + window.parts["pages"][parts]
-        if starts[0] or (starts[1:] != ends[:-1]).any() or int(ends[-1]) * self._page_size != entry.plain_size:
-            return False
-        gathered = self._buffer.view(entry.plain_size)
-        for part, start, end in zip(parts.tolist(), starts.tolist(), ends.tolist(), strict=True):
-            place = window.cells[int(window.number[part])].place
-            row = gathered[start * self._page_size : end * self._page_size]
-            with target_errors(place):
-                position = int(window.parts["first_page"][part]) * self._page_size
-                if _read_into(files.open(place), position, row) != len(row):
-                    return False
-        return self._proves(gathered, entry)
-
-    def _proves(self, there: memoryview, entry: PackEntry) -> bool:
-        self._count(compared=len(there))
-        self._pace.spend(len(there))
-        return len(there) == entry.plain_size and self._source.content_id(there) == entry.id
+        missing = list(chain.from_iterable(compared.missing))
+        if missing:
+            self._begin(Window(missing, self._page_size, room=HELD // 4))
 
     # Fetching
 
-    def _read_contents(self, begun: Begun, pack: str, entries: list[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
-        for entry, plain in super()._read_contents(begun, pack, entries):
+    def _read_contents(
+        self, room: Callable[[int], memoryview], begun: Begun, pack: str, entries: list[PackEntry]
+    ) -> Iterator[tuple[PackEntry, Plain]]:
+        for entry, plain in self._source.read(room, pack, entries, begun.shown, begun.window.is_wanted):
             self._count(fetched=entry.stored_size)
             yield entry, plain
 
-    def _write_together(self, window: Window, number: int, plain: bytes | None) -> None:
+    def _write_together(self, window: Window, number: int, plain: Plain | None) -> None:
         cell = window.cells[number]
-        if cell.is_new and window.is_whole:
+        if cell.is_partial:
+            self._write_pages(cell, self._put_together(window, number, plain))
+        else:
             super()._write_together(window, number, plain)
-            self._count(written=cell.size)
-            return
-        pages = -(-cell.size // self._page_size)
-        with target_errors(cell.place), open(cell.place, "rb", buffering=0) as file:
-            there = self._read(file.fileno(), cell.position, cell.size)
-        wanted = self._buffer.view(pages * self._page_size)
-        wanted[: len(there)] = there
-        filled = window.fill(number, np.frombuffer(wanted, np.uint8).reshape(pages, -1), plain)
-        self._write_differing(cell, there, wanted[: cell.size], min(filled * self._page_size, cell.size))
+
+    def _write_pages(self, cell: Cell, data: memoryview) -> None:
+        """Write the wanted pages of a cell."""
+        first, end = bounds(cell.extents)
+        starts = np.flatnonzero(np.append(True, first[1:] != end[:-1]))
+        ends = end[np.append(starts[1:], len(end)) - 1]
+        with target_errors(cell.place):
+            for start, stop in zip(
+                (first[starts] * self._page_size).tolist(), (ends * self._page_size).tolist(), strict=True
+            ):
+                write_at(cell.place, data[start - cell.position : stop - cell.position], start)
+        size = wanted_size(cell, self._page_size)
+        self._count(written=size)
+        self._pace.spend(size)
+        self._progress.advance(size)
 
     def _write_cell(self, cell: Cell, data: memoryview) -> None:
         if cell.is_new:
@@ -370,18 +282,18 @@ class DeltaWriter(FileWriter):
             return
         with target_errors(cell.place), open(cell.place, "rb", buffering=0) as file:
             there = self._read(file.fileno(), cell.position, cell.size)
-        self._write_differing(cell, there, data, cell.size)
+        self._write_differing(cell, there, data)
 
-    def _write_differing(self, cell: Cell, there: memoryview, wanted: memoryview, size: int) -> None:
-        """Write the pages of a cell that differ; ``size`` bytes of it are wanted, the others are as they are."""
+    def _write_differing(self, cell: Cell, there: memoryview, wanted: memoryview) -> None:
+        """Write the pages of a cell that differ."""
         runs = differing(there, wanted, self._page_size) if len(there) == cell.size else [(0, cell.size)]
         with target_errors(cell.place):
             for first, end in runs:
                 write_at(cell.place, wanted[first:end], cell.position + first)
-        written = min(sum(end - first for first, end in runs), size)
-        self._count(written=written, kept=size - written)
-        self._pace.spend(size)
-        self._progress.advance(size)
+        written = sum(end - first for first, end in runs)
+        self._count(written=written, kept=cell.size - written)
+        self._pace.spend(cell.size)
+        self._progress.advance(cell.size)
 
     def _read(self, descriptor: int, position: int, size: int) -> memoryview:
         """Bytes of a file, fewer where it ends; good until this thread reads again."""
@@ -409,19 +321,6 @@ def differing(there: memoryview, wanted: memoryview, page_size: int) -> list[tup
         return [(0, size)]
     edges = np.flatnonzero(np.diff(pages.astype(np.int8), prepend=0, append=0)).tolist()
     return [(first * page_size, min(end * page_size, size)) for first, end in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def _batches(entries: Iterable[PackEntry]) -> Iterator[list[PackEntry]]:
-    batch: list[PackEntry] = []
-    size = 0
-    for entry in entries:
-        batch.append(entry)
-        size += entry.plain_size
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _read_into(descriptor: int, position: int, buffer: memoryview) -> int:

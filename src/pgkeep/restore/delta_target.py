@@ -25,7 +25,6 @@ from pgkeep.postgres.wal import (
 )
 from pgkeep.repository import Repository
 from pgkeep.repository.manifests import Manifest
-from pgkeep.repository.tree import BackupTree
 from pgkeep.repository.wal_objects import split_piece
 from pgkeep.restore.delta_sweep import OLD_CONTROL_FILE, Extras, extras_of, size_of
 from pgkeep.restore.journal import Journal, exclusive, sync_directory
@@ -99,7 +98,7 @@ def inspect_target(
     wal = _unstored_wal(target / "pg_wal", manifest, repository)
     kept = {os.fsencode(target / "pg_wal" / name) for name in wal}
     extras = Extras()
-    tree = BackupTree(manifest, repository.reader())
+    tree = repository.tree(manifest)
     written_anew = rewritten(manifest)
     for path, place in extras_of(tree, locate, tablespaces=tablespaces, left_out=NOT_RESTORED):
         if place not in kept and path not in written_anew:

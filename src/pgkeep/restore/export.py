@@ -20,7 +20,7 @@ from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
 from pgkeep.repository.manifests import Manifest
 from pgkeep.repository.maps import Directory
-from pgkeep.repository.tree import BackupFile, BackupTree
+from pgkeep.repository.tree import BackupFile
 from pgkeep.repository.wal_objects import split_piece
 from pgkeep.restore.backup_manifest import backup_manifest
 from pgkeep.restore.plan import refuse_repository
@@ -58,6 +58,7 @@ def export_tar(
     """
     if compress not in SUFFIXES:
         raise UsageError(f"not a compression: {compress}", hint=f"one of {', '.join(SUFFIXES)}")
+    repository.keys.require_reading()
     if lock is not None and lock.recipient is not None:
         # says what is wrong before anything is made
         gpg.encrypt(b"", lock.recipient)
@@ -80,7 +81,7 @@ class _Export:
         self._compress = compress
         self._lock = lock
         self._progress = progress
-        self._tree = BackupTree(manifest, repository.reader())
+        self._tree = repository.tree(manifest)
         self._written: list[Path] = []
         self._mtime = int(manifest.started.timestamp())
 

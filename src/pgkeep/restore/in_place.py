@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 
 from pgkeep.config import Cluster
+from pgkeep.copies.several import several
 from pgkeep.errors import PgkeepError, TargetError
 from pgkeep.postgres.running import locate_server, read_control_file, server_status
 from pgkeep.postgres.service_control import ServiceControl
@@ -296,7 +297,8 @@ class _InPlace:
         if journal.state == "moved":
             begun = time.monotonic()
             outcome = RestoreOutcome(restore)
-            write_backup(restore, self._repositories[0], self._progress, outcome)
+            repository = several(self._repositories, self._progress.note)
+            write_backup(restore, repository, self._progress, outcome)
             self._seconds["write"] = time.monotonic() - begun
             self._notes += outcome.notes
             journal.enter("written")

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from pgkeep.config import Cluster
+from pgkeep.copies.several import several
 from pgkeep.errors import TargetError, UsageError
 from pgkeep.postgres.control_file import ControlFile
 from pgkeep.postgres.dsn import endpoint_of
@@ -98,7 +99,8 @@ def plan_in_place(
     and what `make_plan` raises.
     """
     _refuse_impossible(request, cluster)
-    repository = repositories[0]
+    # who stands in is told when it is carried out
+    repository = several(repositories, lambda _: None)
     chosen = _basic(request, cluster)
     try:
         manifest, _ = choose_backup(chosen, repository)

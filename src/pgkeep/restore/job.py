@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pgkeep.copies.several import SeveralRepositories, nearest
 from pgkeep.postgres.account import server_account
 from pgkeep.postgres.binaries import find_binaries
 from pgkeep.postgres.server import Server
@@ -26,7 +27,7 @@ from pgkeep.restore.places import Locator, marker_text
 from pgkeep.restore.plan import INCOMPLETE_MARKER, RestorePlan, RestoreRequest, make_plan
 from pgkeep.restore.private_server import hand_to_archiver
 from pgkeep.restore.recover import Recovered, recovered_server
-from pgkeep.restore.source import ContentSource
+from pgkeep.restore.several_source import content_source
 from pgkeep.restore.write import FileWriter, sync_file_systems, target_errors
 from pgkeep.wal.fetch import restore_command
 
@@ -64,20 +65,30 @@ def run_restore(
 ) -> RestoreOutcome:
     """Restore a backup; with ``request.start`` recover to the target and leave a server running.
 
-    ``others`` are repositories that WAL is taken from where the first fails. ``after`` is called while the recovered server is
+    ``others`` are the cluster's other repositories: what the first cannot give, object by object, they do. ``after`` is called while the recovered server is
     still private, not for one that stays paused or a standby. Raises what `make_plan` raises before anything is touched; then
     DamageError naming file and object, TargetError, and RecoveryError where the server does not reach its target. After an error
     the target is not running, and cannot be started where it is not complete.
     """
     progress = progress or Silent()
     progress.phase("planning")
-    plan = make_plan(request, repository)
-    outcome = RestoreOutcome(plan, notes=list(plan.notes))
+    said: list[str] = []
+
+    def say(note: str) -> None:
+        progress.note(note)
+        said.append(note)
+
+    plan, repository = nearest([repository, *others], lambda each: make_plan(request, each), say)
+    outcome = RestoreOutcome(plan, notes=[*plan.notes, *said])
     clock = time.monotonic()
     write_backup(plan, repository, progress, outcome)
     outcome.seconds["write"] = time.monotonic() - clock
+    repositories = [repository]
+    if isinstance(repository, SeveralRepositories):
+        outcome.notes += repository.warnings
+        repositories = repository.repositories
     if request.start:
-        with recovered_server(plan, [repository, *others], progress) as outcome.recovery:
+        with recovered_server(plan, repositories, progress) as outcome.recovery:
             if after is not None and outcome.recovery.state == "promoted":
                 after(outcome.recovery)
         outcome.seconds |= outcome.recovery.seconds
@@ -120,7 +131,7 @@ def _write_marked(plan: RestorePlan, repository: Repository, progress: Progress,
     request, manifest, target = plan.request, plan.manifest, plan.target
     account = server_account()
     owner = None if account is None else (account.uid, account.gid)
-    tree = BackupTree(manifest, repository.reader())
+    tree = repository.tree(manifest)
     locate = Locator(target, _new_places(plan))
     progress.phase("writing", manifest.logical_size + len(manifest.wal.segments) * manifest.wal.segment_size)
     with _writer(plan, tree, repository, locate, owner, progress) as writer:
@@ -182,7 +193,7 @@ def _writer(
     request = plan.request
     pace = Pace(request.rate, request.nice)
     kind = FileWriter if plan.delta is None else DeltaWriter
-    source = ContentSource(repository)
+    source = content_source(repository, tree)
     return kind(tree, source, locate, jobs=request.jobs, owner=owner, progress=progress, pace=pace)
 
 

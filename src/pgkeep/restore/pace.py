@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import time
@@ -65,10 +66,10 @@ class Buffer(threading.local):
     """A buffer for each thread, as large as the largest that it has asked for."""
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
+        self._view = memoryview(b"")
 
     def view(self, size: int) -> memoryview:
-        """So many bytes, with whatever is in them; good until this thread asks again."""
-        if size > len(self._bytes):
-            self._bytes = bytearray(size)
-        return memoryview(self._bytes)[:size]
+        """So many bytes, with whatever is in them; good until this thread asks again. They begin with a page of memory."""
+        if size > len(self._view):
+            self._view = memoryview(mmap.mmap(-1, size))
+        return self._view[:size]

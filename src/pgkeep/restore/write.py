@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
@@ -16,7 +17,7 @@ from pgkeep.progress import Progress
 from pgkeep.repository.contents import Location, spans
 from pgkeep.repository.packs import PackEntry
 from pgkeep.repository.tree import BackupFile, BackupTree
-from pgkeep.restore.cells import Cell, FileCells, Rows, Window
+from pgkeep.restore.cells import Cell, FileCells, Plain, Window
 from pgkeep.restore.pace import Buffer, Latch, Pace
 from pgkeep.restore.source import ContentSource
 from pgkeep.workers import Workers
@@ -28,12 +29,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _WINDOW = 1024
 """Cells that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
 
-HELD = 48 << 20
-"""Bytes of pages that a window holds at most, because their contents have pages of many cells; two windows are at work at once.
-
-A bundle that has pages of two windows is fetched for each: after thirty incrementals of 1 % each, a window is some 160 cells, and
-a bundle has pages of 100.
+HELD = 32 << 20
+"""Bytes of contents that a window holds whole, because they have pages of many cells; of those beyond it holds what its cells need. Windows
+that are at work share what they need: after thirty incrementals of 1 % each, some 100 cells need thirty bundles, and a bundle for
+each incremental is held at any time.
 """
+
+_LEAST = 16
+"""Cells of a window at least, however much they need: fewer would not keep the workers busy."""
+
+_WINDOWS = 2
+"""Windows that may be written while the next one's contents are fetched: with one, the last cell of each would be waited for."""
 
 _TOGETHER = 16
 """Cells that one call puts together from held pages alone."""
@@ -47,6 +53,8 @@ class FileWriter:
     """
 
     window_cells = _WINDOW
+    _hands_on = True
+    """Whether a window uses contents that the one before has held: these have all their pages."""
 
     def __init__(
         self,
@@ -67,11 +75,12 @@ class FileWriter:
         self._pace = pace
         self._page_size = tree.manifest.page_size
         self._cells: list[Cell] = []
-        self._shared_pages = 0
+        self._shared: set[bytes] = set()
         self._file_cells = FileCells(source.cell_size, self._page_size)
         self._begun: Begun | None = None
-        self._rooms = [_Room(np.empty((0, self._page_size), np.uint8)) for _ in range(2)]
+        self._writing: deque[Latch] = deque()
         self._buffer = Buffer()
+        self._plain = Buffer()
         # direct writes wait for the disk, so that twice as many threads as processors keep both busy
         self._workers = Workers(jobs or 2 * (os.cpu_count() or 1), "restore", waiting=2)
 
@@ -120,10 +129,15 @@ class FileWriter:
         return self._file_cells.of(self._tree.page_map(file), place, file.shown_path, file.entry.size, is_new=is_new)
 
     def _take(self, cell: Cell) -> None:
-        self._cells.append(cell)
-        self._shared_pages += cell.shared_pages
-        if len(self._cells) >= self.window_cells or self._shared_pages * self._page_size >= HELD:
+        """Let a cell wait for its window, which ends before the first one for which more would have to be held."""
+        shared = cell.shared()
+        together = self._shared | shared
+        is_more = len(together) > max(len(self._shared), HELD // self._source.cell_size)
+        if len(self._cells) >= self.window_cells or (is_more and len(self._cells) >= _LEAST):
             self._send_window()
+            together = shared
+        self._cells.append(cell)
+        self._shared = together
 
     def _send_window(self) -> None:
         """Have what the cells lack fetched; meanwhile the window before is written."""
@@ -132,33 +146,25 @@ class FileWriter:
             self._begin(Window(cells, self._page_size, room=HELD // 4))
 
     def _taken(self) -> list[Cell]:
-        cells, self._cells, self._shared_pages = self._cells, [], 0
+        cells, self._cells, self._shared = self._cells, [], set()
         return cells
 
     def _begin(self, window: Window) -> None:
         """Have what many cells need fetched; meanwhile the window before is written."""
         shown = window.shown_paths()
         locations = self._source.locate(shown)
-        fetches = list(spans([locations[window.contents[content]] for content in window.held]))
-        room = self._next_room(window.held_pages)
-        window.begin(room.rows)
-        begun = Begun(window, locations, shown, Latch(len(fetches)), room)
+        if len(self._writing) >= _WINDOWS:
+            self._writing.popleft().wait()
+            self._workers.raise_failure()
+        sizes = [locations[content].entry.plain_size for content in window.contents]
+        before = self._begun.window if self._begun is not None and self._hands_on else None
+        missing = window.prepare(sizes, before, HELD)
+        fetches = list(spans([locations[window.contents[content]] for content in missing]))
+        begun = Begun(window, locations, shown, Latch(len(fetches)))
         for pack, entries in fetches:
             self._workers.submit(self._hold, begun, pack, entries)
         self._end_window()
         self._begun = begun
-
-    def _next_room(self, pages: int) -> _Room:
-        """Rows that no window needs any more; two take turns, so that memory is bounded, and the kernel need not clear it each time."""
-        self._rooms.reverse()
-        room = self._rooms[0]
-        room.free.wait()
-        self._workers.raise_failure()
-        if pages and not len(room.rows):
-            # as many as a window can need (see `_take` and `Window`); memory is taken for those alone that are used
-            most = (HELD + HELD // 4 + self._source.cell_size) // self._page_size
-            room.rows = np.empty((max(pages, most), self._page_size), np.uint8)
-        return room
 
     def _end_window(self) -> None:
         begun, self._begun = self._begun, None
@@ -169,7 +175,8 @@ class FileWriter:
         window = begun.window
         rests = [window.rest[first : first + _TOGETHER] for first in range(0, len(window.rest), _TOGETHER)]
         fetches = list(spans([begun.locations[window.contents[content]] for content in window.by_own]))
-        begun.room.free = Latch(len(rests) + len(fetches))
+        begun.written = Latch(len(rests) + len(fetches))
+        self._writing.append(begun.written)
         for cells in rests:
             self._workers.submit(self._write_rest, begun, cells)
         for pack, entries in fetches:
@@ -178,7 +185,7 @@ class FileWriter:
     def _hold(self, begun: Begun, pack: str, entries: list[PackEntry]) -> None:
         try:
             self._pace.enter()
-            for entry, plain in self._read_contents(begun, pack, entries):
+            for entry, plain in self._read_contents(_new_room, begun, pack, entries):
                 begun.window.hold(begun.window.number_of[entry.id], plain)
         finally:
             begun.held.done()
@@ -189,13 +196,13 @@ class FileWriter:
             for cell in cells:
                 self._write_together(begun.window, cell, None)
         finally:
-            begun.room.free.done()
+            begun.written.done()
 
     def _write_span(self, begun: Begun, pack: str, entries: list[PackEntry]) -> None:
         window = begun.window
         try:
             self._pace.enter()
-            for entry, plain in self._read_contents(begun, pack, entries):
+            for entry, plain in self._read_contents(self._plain.view, begun, pack, entries):
                 for cell in window.by_own[window.number_of[entry.id]]:
                     data = window.single(cell, plain)
                     if data is None:
@@ -203,18 +210,25 @@ class FileWriter:
                     else:
                         self._write_cell(window.cells[cell], data)
         finally:
-            begun.room.free.done()
+            begun.written.done()
 
-    def _read_contents(self, begun: Begun, pack: str, entries: list[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
-        return self._source.read(pack, entries, begun.shown)
+    def _read_contents(
+        self, room: Callable[[int], memoryview], begun: Begun, pack: str, entries: list[PackEntry]
+    ) -> Iterator[tuple[PackEntry, Plain]]:
+        return self._source.read(room, pack, entries, begun.shown)
 
-    def _write_together(self, window: Window, number: int, plain: bytes | None) -> None:
+    def _write_together(self, window: Window, number: int, plain: Plain | None) -> None:
         """Put a cell together and write it."""
+        self._write_cell(window.cells[number], self._put_together(window, number, plain))
+
+    def _put_together(self, window: Window, number: int, plain: Plain | None) -> memoryview:
+        """The bytes of a cell; good until this thread puts the next one together."""
         cell = window.cells[number]
         pages = -(-cell.size // self._page_size)
-        view = self._buffer.view(pages * self._page_size)
-        window.fill(number, np.frombuffer(view, np.uint8).reshape(pages, -1), plain)
-        self._write_cell(cell, view[: cell.size])
+        in_place = plain is not None and len(plain) == pages * self._page_size and window.lies_in_place(number)
+        view = plain if plain is not None and in_place else self._buffer.view(pages * self._page_size)
+        window.fill(number, np.frombuffer(view, np.uint8).reshape(pages, -1), plain, in_place=in_place)
+        return view[: cell.size]
 
     def _write_cell(self, cell: Cell, data: memoryview) -> None:
         with target_errors(cell.place):
@@ -249,22 +263,21 @@ class FileWriter:
 
 
 @dataclass(slots=True)
-class _Room:
-    """Rows for what a window holds; ``free`` lets pass once the window is written."""
-
-    rows: Rows
-    free: Latch = field(default_factory=lambda: Latch(0))
-
-
-@dataclass(frozen=True, slots=True)
 class Begun:
-    """A window that is at work: what it holds is complete once ``held`` lets pass. ``shown`` names a file for each content."""
+    """A window that is at work: what it holds is complete once ``held`` lets pass, and its cells once ``written`` does.
+
+    ``shown`` names a file for each content.
+    """
 
     window: Window
     locations: dict[bytes, Location]
     shown: dict[bytes, str]
     held: Latch
-    room: _Room
+    written: Latch = field(default_factory=lambda: Latch(0))
+
+
+def _new_room(size: int) -> memoryview:
+    return np.empty(size, np.uint8).data
 
 
 class target_errors:  # noqa: N801 - reads as a noun, like contextlib.suppress

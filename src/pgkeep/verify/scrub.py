@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from datetime import timedelta
 
 from pgkeep.errors import DamageError, StoreError
 from pgkeep.progress import Progress
+from pgkeep.repository.packs import check_hash
 from pgkeep.repository.records import read_record
 from pgkeep.repository.sealed import check_sealed
 from pgkeep.repository.store import ObjectInfo, ObjectMissing, Store
@@ -17,8 +17,6 @@ from pgkeep.verify.memory import VerifyMemory
 from pgkeep.verify.report import Damage, VerifyReport
 
 __all__ = ["scrub"]
-
-_READ_SIZE = 4 << 20
 
 _REMEMBER_EVERY = 10_000
 """Objects after which the memory is written, so that a long scrub that is stopped goes on where it was."""
@@ -68,7 +66,7 @@ def _check(store: Store, info: ObjectInfo) -> Damage | None:
 def _checker(name: str) -> Callable[[Store, str], object]:
     kind = name.split("/", 1)[0]
     if kind in {"packs", "index"}:
-        return _check_named_by_hash
+        return check_hash
     if kind == "clusters" or name.endswith(".content"):
         return check_sealed
     if kind in {"keys", "scrubs", "pgkeep.json"}:
@@ -76,13 +74,3 @@ def _checker(name: str) -> Callable[[Store, str], object]:
     raise StoreError(
         f"{name} is no object of a pgkeep repository", hint="move it out of the repository; nothing of pgkeep needs it"
     )
-
-
-def _check_named_by_hash(store: Store, name: str) -> None:
-    digest, position = hashlib.sha256(), 0
-    # read, not mapped: a disk that cannot read a mapped page kills the process
-    while data := store.get(name, position, _READ_SIZE):
-        digest.update(data)
-        position += len(data)
-    if digest.hexdigest() != name.rpartition("/")[2]:
-        raise DamageError(f"{name} is damaged: its bytes do not match its name", object_name=name)

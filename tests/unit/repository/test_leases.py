@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +28,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 try:
     with Lease(store, "backup"):
+        (store.root / "tmp").mkdir(exist_ok=True)
         (store.root / "tmp" / f"{store.writer}-half").write_bytes(b"half")
         print("held", flush=True)
         sys.stdin.readline()
@@ -190,6 +190,7 @@ def test_a_lease_from_another_machine_holds_until_it_is_over(store: PosixStore) 
 
 def test_a_lease_from_another_machine_that_is_over_is_taken_over(store: PosixStore) -> None:
     name = foreign_lease(store, expires=(utc_now() - timedelta(seconds=1)).isoformat())
+    (store.root / "tmp").mkdir()
     (store.root / "tmp" / "feedfeedfeedfeed-1").write_bytes(b"half")
     with Lease(store, "backup") as lease:
         assert lease.took_over
@@ -294,4 +295,3 @@ def test_a_job_that_gives_way_leaves_no_lease(store: PosixStore) -> None:
     with pytest.raises(BusyError), Lease(store, "backup"):
         pytest.fail("both hold it")
     assert names(store) == before
-    assert Path(store.root / "tmp").is_dir()

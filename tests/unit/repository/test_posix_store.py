@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,7 @@ def test_a_file_that_cannot_be_an_object_is_refused_on_the_way_out(store: PosixS
 
 def test_what_dead_writers_left_is_removed_by_their_name_alone(store: PosixStore) -> None:
     store.put("a", [b"1"])
+    (store.root / "tmp").mkdir()
     mine, dead = store.root / "tmp" / f"{store.writer}-1", store.root / "tmp" / "feedfeedfeedfeed-1"
     mine.write_bytes(b"123")
     dead.write_bytes(b"12345")
@@ -58,6 +60,7 @@ def test_what_dead_writers_left_is_removed_by_their_name_alone(store: PosixStore
 @pytest.mark.parametrize("writer", ["*", "", "../keys/*", "..", "/etc/", "[a-f]*"])
 def test_a_forged_writer_removes_nothing(store: PosixStore, writer: str) -> None:
     store.put("keys/a-b", [b"1"])
+    (store.root / "tmp").mkdir()
     mine = store.root / "tmp" / f"{store.writer}-1"
     mine.write_bytes(b"123")
     store.discard_leftovers(writer)
@@ -73,12 +76,12 @@ def test_an_object_is_fsynced_before_it_has_its_name_and_its_folder_after(
 
     def fsync(descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        events.append("fsync file" if path.parent.name == "tmp" else f"fsync {path.name}")
+        events.append(f"fsync {path.name}" if path.is_dir() else "fsync file")
         real_fsync(descriptor)
 
-    def link(source: Path, target: Path) -> None:
+    def link(source: Path, target: Path, **options: Any) -> None:
         events.append("link")
-        real_link(source, target)
+        real_link(source, target, **options)
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "link", link)
@@ -89,8 +92,9 @@ def test_an_object_is_fsynced_before_it_has_its_name_and_its_folder_after(
         store.put("a/1", [b"1"])
     assert events == ["fsync file", "link", "fsync a"], "the one who finds it must be able to rely on it"
     events.clear()
-    PosixStore(store.root).put("a/2", [b"2"])
-    assert events[-2:] == ["link", "fsync a"]
+    (store.root / "b").mkdir()
+    PosixStore(store.root).put("b/2", [b"2"])
+    assert events[-2:] == ["link", "fsync b"]
     assert f"fsync {store.root.name}" in events, "another writer may have died between making the folder and this"
 
 
@@ -187,7 +191,7 @@ def test_a_store_whose_file_system_went_away_says_so(store: PosixStore) -> None:
 def test_a_file_system_without_hard_links_is_named_as_the_reason(
     store: PosixStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def simulated_link(source: Path, target: Path) -> None:
+    def simulated_link(source: Path, target: Path, **options: Any) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr(os, "link", simulated_link)
