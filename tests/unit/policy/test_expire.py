@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pgkeep.errors import BusyError, NotFoundError, PgkeepError, UsageError
-from pgkeep.policy import ExpireRequest, Rules, plan_expiry, run_expire
+from pgkeep.policy import ExpireRequest, Rules, clocks, plan_expiry, run_expire
 from pgkeep.policy import expire as expire_module
 from pgkeep.policy.expire import pin_lease
 from pgkeep.policy.retention import State
@@ -345,10 +345,39 @@ def test_a_clock_behind_the_stores_removes_nothing(kept: KeptRepository) -> None
 
 
 def test_a_clock_ahead_of_the_stores_removes_nothing(kept: KeptRepository, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expire_module, "utc_now", lambda: utc_now() + 400 * DAY)
+    for module in (expire_module, clocks):
+        monkeypatch.setattr(module, "utc_now", lambda: utc_now() + 400 * DAY)
     with pytest.raises(PgkeepError, match="the clock of this machine shows"):
         run_expire(ExpireRequest(rules=RULES), kept.repository)
     assert len(kept.ids()) == 35
+
+
+@pytest.mark.parametrize("backed_up", [False, True], ids=["at once", "after another backup"])
+def test_a_clock_that_has_jumped_ahead_with_the_stores_removes_nothing_unasked(
+    kept: KeptRepository, monkeypatch: pytest.MonkeyPatch, *, backed_up: bool
+) -> None:
+    """A directory's dates are those of the same clock; what tells is the time in which nothing came."""
+    jumped = NOW + 400 * DAY
+    monkeypatch.setattr(expire_module, "utc_now", lambda: jumped)
+    monkeypatch.setattr(expire_module, "check_against_store", lambda *_: None)
+    if backed_up:
+        kept.backup(jumped - HOUR)
+    before = kept.ids()
+
+    with pytest.raises(PgkeepError, match="or this machine's clock has jumped ahead; nothing was removed") as caught:
+        run_expire(ExpireRequest(rules=RULES), kept.repository)
+    assert "--clock-is-right" in (caught.value.hint or "")
+    assert kept.ids() == before
+
+    run_expire(ExpireRequest(rules=RULES, clock_is_right=True), kept.repository)
+    assert len(kept.ids()) == 1 + backed_up
+
+
+@pytest.mark.parametrize("later", [HOUR, 6 * DAY])
+def test_a_quiet_week_is_no_jump(kept: KeptRepository, later: timedelta) -> None:
+    (plan,) = plan_expiry(request(now=NOW + later), kept.repository)
+
+    assert (plan.silence, plan.going != []) == (None, True)
 
 
 def test_clusters_do_not_mix(kept: KeptRepository) -> None:
