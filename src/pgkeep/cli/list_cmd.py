@@ -14,7 +14,11 @@ from pgkeep.errors import NotFoundError
 from pgkeep.units import format_duration, format_size, format_time, utc_now
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pgkeep.repository import Repository
+    from pgkeep.repository.manifests import Manifest
+    from pgkeep.repository.pins import Pin
     from pgkeep.wal.overview import Overview
 
 __all__ = ["command"]
@@ -44,48 +48,56 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
     if window or restore_points:
         _show_reachable(context, chosen, window=window)
         return
-    from pgkeep.cli.backup_documents import backup_document, format_lsn, pin_text
+    from pgkeep.cli.backup_documents import backup_document
     from pgkeep.verify import VerifyMemory
 
     repository = chosen.open()
-    memory = VerifyMemory(repository.store, repository, objects=False)
-    manifests = list(repository.catalog.read_all(chosen.cluster))
-    pins = repository.pins.in_force(utc_now(), {manifest.system_identifier for manifest in manifests})
-    rows = [
-        (
-            manifest.id,
-            manifest.cluster,
-            manifest.kind,
-            "verified" if manifest.id in memory.backups else "taken",
-            format_time(manifest.started),
-            format_duration((manifest.finished - manifest.started).total_seconds()),
-            format_size(manifest.logical_size),
-            format_size(manifest.stored_size),
-            format_size(manifest.new_size),
-            str(manifest.timeline),
-            format_lsn(manifest.stop_lsn),
-            manifest.label,
-            *([pin_text(pins.get(manifest.id, []))] if pins else []),
-        )
-        for manifest in manifests
-    ]
-    columns = (
-        "BACKUP", "CLUSTER", "KIND", "STATE", "BEGUN", "TOOK", "LOGICAL", "STORED", "NEW", "TLI", "STOP LSN", "LABEL",
-        *(["PINNED"] if pins else []),
-    )  # fmt: skip
+    verified = VerifyMemory(repository.store, repository, objects=False).backups
+    pins: dict[int, dict[str, list[Pin]]] = {}
+    rows: list[list[str]] = []
+    documents: list[dict[str, object]] = []
+    for manifest in repository.catalog.read_all(chosen.cluster):
+        if (system := manifest.system_identifier) not in pins:
+            pins[system] = repository.pins.in_force(utc_now(), [system])
+        held = pins[system].get(manifest.id, [])
+        # of ten thousand backups, one manifest at a time
+        if context.json:
+            documents.append(backup_document(manifest, verified.get(manifest.id), held))
+        else:
+            rows.append(_row(manifest, held, verified=manifest.id in verified))
+    if not any(row[-1] for row in rows):
+        rows = [row[:-1] for row in rows]
     if rows:
-        context.output.table(columns, rows, right=("TOOK", "LOGICAL", "STORED", "NEW", "TLI"))
+        context.output.table(_COLUMNS[: len(rows[0])], rows, right=("TOOK", "LOGICAL", "STORED", "NEW", "TLI"))
     else:
         context.output.line(f"no backup in {repository.store.url} yet; pgkeep backup takes one")
-    context.output.document(
-        {
-            "repository": repository.store.url,
-            "backups": [
-                backup_document(manifest, memory.backups.get(manifest.id), pins.get(manifest.id, []))
-                for manifest in manifests
-            ],
-        }
-    )
+    context.output.document({"repository": repository.store.url, "backups": documents})
+
+
+_COLUMNS = (
+    "BACKUP", "CLUSTER", "KIND", "STATE", "BEGUN", "TOOK", "LOGICAL", "STORED", "NEW", "TLI", "STOP LSN", "LABEL",
+    "PINNED",
+)  # fmt: skip
+
+
+def _row(manifest: Manifest, pins: Sequence[Pin], *, verified: bool) -> list[str]:
+    from pgkeep.cli.backup_documents import format_lsn, pin_text
+
+    return [
+        manifest.id,
+        manifest.cluster,
+        manifest.kind,
+        "verified" if verified else "taken",
+        format_time(manifest.started),
+        format_duration((manifest.finished - manifest.started).total_seconds()),
+        format_size(manifest.logical_size),
+        format_size(manifest.stored_size),
+        format_size(manifest.new_size),
+        str(manifest.timeline),
+        format_lsn(manifest.stop_lsn),
+        manifest.label,
+        pin_text(pins),
+    ]
 
 
 def _show_reachable(context: Context, chosen: Chosen, *, window: bool) -> None:

@@ -35,7 +35,7 @@ def command(context: Context, cluster: str | None) -> None:
     from pgkeep.wal.status import read_wal_status
 
     settings = context.config().cluster(cluster)
-    found = standings(read_wal_status(context.config(), settings).repositories)
+    found = standings(read_wal_status(context.config(), settings, ends_only=True).repositories)
     # as much as is on its way at any time: what a receiver ships at once, and a segment that is pushed
     findings = judge_standings(found, little=_ON_ITS_WAY)
     columns = ("REPOSITORY", "BACKUPS", "NEWEST BACKUP", "WAL UP TO", "MISSING BACKUPS", "WAL BEHIND", "TIME BEHIND")

@@ -9,7 +9,7 @@ from datetime import datetime
 from pgkeep.errors import NotFoundError, PgkeepError, StoreError
 from pgkeep.findings import Finding, failed
 from pgkeep.postgres.lsn import LSN
-from pgkeep.repository.manifests import Manifest
+from pgkeep.repository.manifests import ManifestHead
 from pgkeep.units import format_duration, format_size
 from pgkeep.wal.status import RepositoryWal
 
@@ -29,7 +29,7 @@ class Standing:
     url: str
     error: PgkeepError | None = None
     backups: int = 0
-    newest: Manifest | None = None
+    newest: ManifestHead | None = None
     timeline: int | None = None
     lsn: LSN | None = None
     current_at: datetime | None = None

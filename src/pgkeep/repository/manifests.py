@@ -7,10 +7,12 @@ with the field names below, so that a later version can add fields.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import msgspec
 
@@ -28,6 +30,7 @@ __all__ = [
     "ManifestHead",
     "Tablespace",
     "WalRange",
+    "backup_time",
     "new_backup_id",
 ]
 
@@ -123,7 +126,10 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Manifest)
 _head_decoder = msgspec.msgpack.Decoder(ManifestHead)
 
-_READ_AT_ONCE = 8
+T = TypeVar("T")
+
+_READ_AT_ONCE = 32
+"""Manifests: each is a round trip to the store, and little else."""
 
 
 def new_backup_id(moment: datetime) -> str:
@@ -202,11 +208,19 @@ class Catalog:
             raise DamageError(f"{name.object_name} cannot be read: {error}", object_name=name.object_name) from None
 
     def read_all(self, cluster: str | None = None) -> Iterator[Manifest]:
-        """All manifests, oldest first."""
-        for name in self.names():
-            manifest = self.read(name)
-            if cluster in {None, manifest.cluster}:
+        """All manifests, oldest first. Raises DamageError."""
+        for manifest in _in_order(self._read_if_there, self.names()):
+            if manifest is not None and cluster in {None, manifest.cluster}:
                 yield manifest
+
+    def read_heads(self, cluster: str | None = None) -> Iterator[tuple[BackupName, ManifestHead]]:
+        """`read_all` without what a manifest says of files. Raises DamageError."""
+        names = self.names()
+        for name, head in zip(names, _in_order(self._head, names), strict=True):
+            if isinstance(head, DamageError):
+                raise head
+            if head is not None and cluster in {None, head.cluster}:
+                yield name, head
 
     def heads(self, system_identifier: int) -> Iterator[tuple[BackupName, datetime, ManifestHead | DamageError]]:
         """Of each of a cluster's backups the time at which it came, by the store's clock, and what of it can be read, by id.
@@ -215,10 +229,16 @@ class Catalog:
         """
         infos = list(self._store.list(f"clusters/{system_identifier}/backups/"))
         names = [BackupName(info.name.rpartition("/")[2], system_identifier) for info in infos]
-        with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="manifests") as executor:
-            for name, info, head in zip(names, infos, executor.map(self._head, names), strict=True):
-                if head is not None:
-                    yield name, info.modified, head
+        for name, info, head in zip(names, infos, _in_order(self._head, names), strict=True):
+            if head is not None:
+                yield name, info.modified, head
+
+    def _read_if_there(self, name: BackupName) -> Manifest | None:
+        try:
+            return self.read(name)
+        except ObjectMissing:
+            # removed since the listing
+            return None
 
     def _head(self, name: BackupName) -> ManifestHead | DamageError | None:
         try:
@@ -238,3 +258,19 @@ class Catalog:
         """Make a backup exist. All that it names must be durable already."""
         name = BackupName(manifest.id, manifest.system_identifier).object_name
         write_sealed(self._store, self._keys, name, ObjectType.MANIFEST, _encoder.encode(manifest))
+
+
+def _in_order(read: Callable[[BackupName], T], names: Sequence[BackupName]) -> Iterator[T]:
+    """``read`` of each, several at once, and only so many ahead."""
+    with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="manifests") as executor:
+        pending: deque[Future[T]] = deque()
+        try:
+            for name in names:
+                pending.append(executor.submit(read, name))
+                if len(pending) > 2 * _READ_AT_ONCE:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -123,6 +123,26 @@ class WalInventory:
                 histories[timeline] = parse_history(timeline, archive.get(history_name(timeline)))
         return cls(segment_size, timelines, histories)
 
+    @classmethod
+    def read_end(cls, archive: WalArchive, segment_size: int) -> WalInventory:
+        """`read` only the newest folders of the newest timeline of which there is WAL: where it ends, and little before.
+
+        Raises as `read`.
+        """
+        timelines: dict[int, TimelineWal] = {}
+        histories: dict[int, TimelineHistory] = {}
+        for timeline in reversed(archive.timelines()):
+            logs = archive.logs(timeline)[-2:]
+            names = (name for log in logs for name, _ in archive.names(timeline, int(log, 16)))
+            wal = TimelineWal.of(timeline, segment_size, names)
+            if not wal.spans:
+                continue
+            timelines[timeline] = TimelineWal(timeline, segment_size, wal.whole, wal.pieces, wal.partial)
+            if archive.exists(history_name(timeline)):
+                histories[timeline] = parse_history(timeline, archive.get(history_name(timeline)))
+            break
+        return cls(segment_size, timelines, histories)
+
     @property
     def newest_timeline(self) -> int:
         """The highest number of which there is WAL or a history file; 1 where there is nothing."""
@@ -207,6 +227,3 @@ def load_segment(archive: WalArchive, wal: TimelineWal, start: int) -> tuple[byt
     if start in wal.partial:
         return archive.get(f"{name}.partial"), size
     raise NotFoundError(f"the repository has nothing of WAL segment {name}")
-
-
-_sort = TimelineWal.of

@@ -11,7 +11,7 @@ from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.timeline import history_name
 from pgkeep.postgres.wal import SEGMENT_HEADER_SIZE, WalFileKind, classify, read_segment_header
 from pgkeep.repository import Repository
-from pgkeep.repository.manifests import Manifest
+from pgkeep.repository.manifests import Manifest, ManifestHead
 from pgkeep.repository.wal_objects import WalArchive, split_piece
 from pgkeep.wal.inventory import WalInventory
 from pgkeep.wal.times import WalTimes
@@ -66,7 +66,7 @@ def read_overview(
     return Overview(system_identifier, inventory, times, windows, points, orphans)
 
 
-def segment_size_of(archive: WalArchive, manifests: Sequence[Manifest]) -> int:
+def segment_size_of(archive: WalArchive, manifests: Sequence[Manifest | ManifestHead]) -> int:
     """The size of the cluster's WAL segments, in bytes: from a backup, else from what the WAL says of itself.
 
     Raises NotFoundError where there is neither.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pgkeep.opening import open_repository
 from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.wal import parse_segment_name
 from pgkeep.repository import Repository
-from pgkeep.repository.manifests import Manifest
+from pgkeep.repository.manifests import BackupName, ManifestHead
 from pgkeep.units import utc_now
 from pgkeep.wal.inventory import TimelineWal, WalInventory, WalSpan
 from pgkeep.wal.overview import segment_size_of
@@ -55,15 +55,19 @@ class NewestWal:
 
 @dataclass(frozen=True)
 class RepositoryWal:
-    """A cluster's WAL in one repository; ``error`` is why it cannot be told."""
+    """A cluster's WAL in one repository; ``error`` is why it cannot be told.
+
+    ``kept_since``: where rules say what is kept, all WAL since the last backup before this time; None where all is kept.
+    """
 
     name: str
     url: str
     error: PgkeepError | None = None
     system_identifier: int | None = None
     timelines: list[TimelineRanges] = field(default_factory=list)
-    backups: list[Manifest] = field(default_factory=list)
+    backups: list[ManifestHead] = field(default_factory=list)
     newest: NewestWal | None = None
+    kept_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -100,15 +104,21 @@ class WalStatus:
     repositories: list[RepositoryWal]
 
 
-def read_wal_status(config: Config, cluster: Cluster) -> WalStatus:
-    """Look everywhere; what fails is part of the answer."""
+def read_wal_status(config: Config, cluster: Cluster, *, ends_only: bool = False) -> WalStatus:
+    """Look everywhere; what fails is part of the answer.
+
+    ``ends_only``: no timelines, but where the WAL ends alone, which takes a look at the newest few folders of it.
+    """
     server, server_error = None, None
     try:
         server = read_server_wal(cluster.dsn, cluster.slot)
     except ServerError as error:
         server_error = error
     receiver = _receiver(cluster.spool)
-    repositories = [_repository(settings, cluster, server, receiver) for settings in config.repositories_of(cluster)]
+    repositories = [
+        _repository(settings, cluster, server, receiver, ends_only=ends_only)
+        for settings in config.repositories_of(cluster)
+    ]
     return WalStatus(cluster, server, server_error, receiver, repositories)
 
 
@@ -125,19 +135,25 @@ def _mappings(value: object) -> list[Mapping[str, object]]:
 
 
 def _repository(
-    settings: RepositorySettings, cluster: Cluster, server: ServerWal | None, receiver: ReceiverState
+    settings: RepositorySettings,
+    cluster: Cluster,
+    server: ServerWal | None,
+    receiver: ReceiverState,
+    *,
+    ends_only: bool,
 ) -> RepositoryWal:
     try:
         repository = open_repository(settings)
-        manifests = list(repository.catalog.read_all(cluster.name))
-        system = _system_identifier(repository, manifests, server, receiver)
-        return _read(repository, settings, cluster, system, manifests, server, receiver)
+        heads = list(repository.catalog.read_heads(cluster.name))
+        system = _system_identifier(repository, [name for name, _ in heads], server, receiver)
+        own = [head for name, head in heads if name.system_identifier == system]
+        return _read(repository, settings, cluster, system, own, server, receiver, ends_only=ends_only)
     except PgkeepError as error:
         return RepositoryWal(settings.name, settings.url, error)
 
 
 def _system_identifier(
-    repository: Repository, manifests: Sequence[Manifest], server: ServerWal | None, receiver: ReceiverState
+    repository: Repository, backups: Sequence[BackupName], server: ServerWal | None, receiver: ReceiverState
 ) -> int:
     """Of the server itself, else of what its receiver or its newest backup say."""
     if server is not None:
@@ -145,8 +161,8 @@ def _system_identifier(
     said = receiver.document.get("system_identifier")
     if said is not None:
         return int(str(said))
-    if manifests:
-        return manifests[-1].system_identifier
+    if backups:
+        return backups[-1].system_identifier
     known = repository.clusters()
     if len(known) == 1:
         return known[0]
@@ -158,21 +174,27 @@ def _read(
     settings: RepositorySettings,
     cluster: Cluster,
     system: int,
-    manifests: Sequence[Manifest],
+    own: list[ManifestHead],
     server: ServerWal | None,
     receiver: ReceiverState,
+    *,
+    ends_only: bool,
 ) -> RepositoryWal:
-    own = [manifest for manifest in manifests if manifest.system_identifier == system]
     archive = repository.wal(system)
-    found = RepositoryWal(settings.name, settings.url, system_identifier=system, backups=own)
     if not archive.timelines():
-        return found
+        return RepositoryWal(settings.name, settings.url, system_identifier=system, backups=own)
     size = server.segment_size if server is not None else segment_size_of(archive, own)
-    inventory = WalInventory.read(archive, size)
-    found.timelines.extend(_ranges(wal, inventory) for _, wal in sorted(inventory.timelines.items()))
+    inventory = WalInventory.read_end(archive, size) if ends_only else WalInventory.read(archive, size)
+    timelines = [] if ends_only else [_ranges(wal, inventory) for _, wal in sorted(inventory.timelines.items())]
     times = WalTimes(repository, system, inventory)
     newest = _newest(settings.name, cluster, inventory, times, server, receiver)
-    return RepositoryWal(settings.name, settings.url, None, system, found.timelines, own, newest)
+    return RepositoryWal(settings.name, settings.url, None, system, timelines, own, newest, _kept_since(settings))
+
+
+def _kept_since(settings: RepositorySettings) -> datetime | None:
+    if settings.retention is None:
+        return None
+    return utc_now() - timedelta(seconds=settings.retention.window or 0)
 
 
 def _ranges(wal: TimelineWal, inventory: WalInventory) -> TimelineRanges:
