@@ -86,7 +86,7 @@ class ClusterPlan:
             spared=self.spared,
         )
 
-    def preview(self, repository: Repository, most: int = 50_000) -> WalPreview:
+    def preview(self, repository: Repository, most: int = 10_000) -> WalPreview:
         """Count what `superfluous` gives, and stop after so many objects. Raises StoreError."""
         objects = size = 0
         for info in self.superfluous(repository):

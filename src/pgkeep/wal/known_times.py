@@ -29,6 +29,9 @@ _BIG_SEGMENT = 64 << 20
 _AHEAD_EACH = 2
 """Segments that each reader reads ahead on the way to what is looked for."""
 
+_FEW_LOGS = 4
+"""Folders that are listed one by one, and not the timeline as a whole."""
+
 Segment = tuple[int, int]
 """A timeline, as the file's name says it, and the segment's start."""
 
@@ -104,7 +107,8 @@ class KnownTimes:
 
     def _groups_of(self, timeline: int) -> set[int]:
         if timeline not in self._there:
-            self._there[timeline] = self.groups.there(timeline)
+            logs = {self.groups.group_of(start) >> 32 for start in self._inventory.timelines[timeline].whole}
+            self._there[timeline] = self.groups.there(timeline, logs if len(logs) <= _FEW_LOGS else None)
         return self._there[timeline]
 
     def _side_by_side(self, call: Callable[[Segment], object], items: Sequence[Segment]) -> None:

@@ -83,6 +83,13 @@ class WalTimes:
         """The summaries of a timeline's segments, in order; its first one has what its parent wrote of it, too."""
         return self._known.summaries((timeline, start) for start in self._known.starts(timeline))
 
+    def segment(self, timeline: int, start: int) -> SegmentTimes:
+        """What the segment at ``start`` has; of other segments nothing is read but what the index has beside it.
+
+        Raises NotFoundError where the repository has nothing of it.
+        """
+        return self._known.summaries([(timeline, start)])[0]
+
     def events(self, timeline: int, start: int) -> list[WalEvent]:
         """The events whose records start in the segment at ``start``, in a timeline's file of it.
 

@@ -7,7 +7,7 @@ WAL itself, and any writer may add what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -63,12 +63,14 @@ class TimesGroups:
         name = segment_name(timeline, group, self._size)
         return f"{self._prefix}{name[:8]}/{name[8:16]}/{name}"
 
-    def there(self, timeline: int) -> set[int]:
-        """The groups of a timeline that the repository has, by one listing."""
+    def there(self, timeline: int, logs: Collection[int] | None = None) -> set[int]:
+        """The groups of a timeline that the repository has, by one listing; or those of some logs (LSN >> 32), by one for each."""
+        prefix = f"{self._prefix}{timeline:08X}/"
         found = set()
-        for info in self._store.list(f"{self._prefix}{timeline:08X}/"):
-            with suppress(ValueError):
-                found.add(int(parse_segment_name(info.name.rpartition("/")[2], self._size)[1]))
+        for each in [prefix] if logs is None else [f"{prefix}{log:08X}/" for log in sorted(logs)]:
+            for info in self._store.list(each):
+                with suppress(ValueError):
+                    found.add(int(parse_segment_name(info.name.rpartition("/")[2], self._size)[1]))
         return found
 
     def exists(self, timeline: int, group: int) -> bool:

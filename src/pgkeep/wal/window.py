@@ -188,9 +188,8 @@ class PathTimes:
 
     def _events(self, begin: int) -> Sequence[WalEvent]:
         """The events of a segment, from the file that recovery reads it from."""
-        summary = self._summary(begin)
         wal = self._inventory.source(self.path, begin)
-        if wal is None or (summary is not None and summary.is_empty):
+        if wal is None or self._times.segment(wal.timeline, begin).is_empty:
             return ()
         return self._times.events(wal.timeline, LSN(begin))
 
