@@ -68,6 +68,7 @@ def _show_cluster(output: Output, plan: ClusterPlan, preview: WalPreview) -> Non
     else:
         for line in draw_line(plan.verdicts, plan):
             output.line(f"  {line}")
+        output.line("  o stays   x goes   = the window", "dim")
         output.table(("", "BACKUP", "BEGUN", "AGE", "STATE", "KEPT BY"), list(_rows(plan)), right=("AGE",))
     for id_, why in plan.unreadable.items():
         output.line(f"{id_} stays: {why}", "yellow")
@@ -75,13 +76,20 @@ def _show_cluster(output: Output, plan: ClusterPlan, preview: WalPreview) -> Non
         output.line(note, "yellow")
     if plan.needed is not None:
         for timeline, spans in sorted(plan.needed.spans().items()):
-            kept = ", ".join(
-                f"{format_lsn(begin)} to {'the end' if end is None else format_lsn(end)}" for begin, end in spans
-            )
-            output.line(f"WAL of timeline {timeline} that stays: {kept}")
+            output.line(f"WAL of timeline {timeline} that stays: {_kept_wal(spans)}")
     more = "" if preview.complete else "more than "
     output.line(f"WAL that goes: {more}{preview.objects:,} objects, {more}{format_size(preview.bytes)}")
     output.line(f"{len(plan.going)} of {len(plan.ids)} backups go", "bold")
+
+
+def _kept_wal(spans: Sequence[tuple[int, int | None]]) -> str:
+    """The last stretch, and how many there are before, each a backup's own."""
+    begin, end = spans[-1]
+    last = f"all from {format_lsn(begin)} on" if end is None else f"{format_lsn(begin)} to {format_lsn(end)}"
+    before = len(spans) - 1
+    return (
+        last if not before else f"{last}, and {before} stretch{'es' * (before > 1)} before it that single backups need"
+    )
 
 
 def _rows(plan: ClusterPlan) -> list[tuple[str, ...]]:

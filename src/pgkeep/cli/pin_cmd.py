@@ -21,6 +21,8 @@ __all__ = ["command", "find_everywhere"]
 
 _CALENDAR = re.compile(r"\s*(\d{1,4})\s*(y|years?|mo|months?)\s*", re.IGNORECASE)
 
+_DAY = re.compile(r"\s*\d{4}-\d{2}-\d{2}\s*")
+
 
 @click.command(
     "pin",
@@ -35,7 +37,9 @@ _CALENDAR = re.compile(r"\s*(\d{1,4})\s*(y|years?|mo|months?)\s*", re.IGNORECASE
 @repository_options
 @click.argument("backup")
 @click.option("--reason", required=True, help="Why: for whoever asks in years.")
-@click.option("--until", metavar="TIME", help="It ends then: a date, or a time as restores take it. Default: never.")
+@click.option(
+    "--until", metavar="TIME", help="It ends with this day, or at this time, written as for restores. Default: never."
+)
 @click.option("--for", "for_", metavar="DURATION", help="It ends after this: 90d, 6mo, 7y.")
 def command(context: Context, chosen: Chosen, backup: str, reason: str, until: str | None, for_: str | None) -> None:
     """Pin a backup in every repository that has it, so that no expiry removes it before the pin's end.
@@ -95,7 +99,9 @@ def _end(context: Context, chosen: Chosen, until: str | None, for_: str | None) 
     now = utc_now()
     if until is not None:
         cluster = cluster_settings(context, chosen)
-        end = parse_moment(until, None if cluster is None else cluster.time_zone)
+        # a day is held to its end
+        moment = f"{until.strip()} 23:59:59" if _DAY.fullmatch(until) else until
+        end = parse_moment(moment, None if cluster is None else cluster.time_zone)
     elif for_ is not None:
         end = _after(now, for_)
     else:

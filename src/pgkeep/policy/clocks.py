@@ -1,7 +1,7 @@
-"""Whether this machine's clock can be trusted with what has expired: held against the store's, and against what came when.
+"""Whether this machine's clock can be trusted with what has expired: held against the store's, and against the last expiry.
 
 An object store has a clock of its own, and dates what comes. A directory's dates are this machine's own: there a clock that has
-jumped ahead shows as a long time in which nothing came. So does a cluster that nobody backed up; a person has to say which it is.
+jumped ahead shows as a long time in which no expiry ran. So does an expiry that nobody ran; a person has to say which it is.
 """
 
 from __future__ import annotations
@@ -11,20 +11,17 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pgkeep.errors import PgkeepError
-from pgkeep.policy.retention import CLOCK_TOLERANCE, Rules
+from pgkeep.policy.retention import CLOCK_TOLERANCE
 from pgkeep.units import format_duration, format_time, utc_now
 
 if TYPE_CHECKING:
     from pgkeep.repository import Repository
     from pgkeep.repository.leases import Lease
 
-__all__ = ["check_against_store", "check_arrivals", "silence"]
+__all__ = ["check_against_store", "check_arrivals", "dates_by_our_clock", "silence"]
 
-_SHORTEST_SILENCE = timedelta(days=7)
-"""A machine that was off over a long weekend has no wrong clock."""
-
-_JUST_NOW = timedelta(days=2)
-"""What came so lately may have been dated by a clock that had jumped already."""
+_LONGEST_PAUSE = timedelta(days=10)
+"""An expiry that is run every week never waits so long for the next one."""
 
 
 def check_arrivals(repository: Repository, arrivals: Iterable[tuple[str, datetime]], now: datetime) -> None:
@@ -49,14 +46,16 @@ def check_against_store(repository: Repository, lease: Lease) -> None:
         )
 
 
-def silence(repository: Repository, arrivals: Iterable[datetime], rules: Rules, now: datetime) -> str | None:
+def dates_by_our_clock(repository: Repository) -> bool:
+    """Whether the store dates objects by this machine's clock, which cannot be held against itself."""
+    return repository.store.url.startswith("file:")
+
+
+def silence(repository: Repository, last_run: datetime | None, now: datetime) -> str | None:
     """Why the clock may have jumped ahead, in a sentence; None where nothing says so, or where the store has a clock of its own."""
-    if not repository.store.url.startswith("file:"):
-        return None
-    last = max((came for came in arrivals if came <= now - _JUST_NOW), default=None)
-    if last is None or now - last <= max(rules.window or timedelta(0), _SHORTEST_SILENCE):
+    if not dates_by_our_clock(repository) or last_run is None or now - last_run <= _LONGEST_PAUSE:
         return None
     return (
-        f"nothing came to {repository.store.url} between {format_time(last)} and the last two days: for"
-        f" {format_duration((now - last).total_seconds())} nothing was backed up, or this machine's clock has jumped ahead"
+        f"pgkeep expire ran last at {format_time(last_run)} in {repository.store.url}:"
+        f" {format_duration((now - last_run).total_seconds())} ago, or this machine's clock has jumped ahead"
     )

@@ -20,7 +20,7 @@ from datetime import datetime
 from itertools import islice
 
 from pgkeep.errors import PgkeepError
-from pgkeep.policy.clocks import check_against_store
+from pgkeep.policy.clocks import check_against_store, dates_by_our_clock
 from pgkeep.policy.expiry_plan import ClusterPlan, plan_cluster
 from pgkeep.policy.retention import Rules, State
 from pgkeep.progress import Progress, Silent
@@ -137,10 +137,12 @@ def _adopting(repository: Repository, lease: Lease) -> Iterator[Lease]:
 
 def _remove_backups(repository: Repository, plan: ClusterPlan, report: ExpireReport, progress: Progress) -> None:
     store = repository.store
-    if report.backups:
-        progress.phase("removing backups")
+    if report.backups or dates_by_our_clock(repository):
+        # without a backup, it says to the next run when this one was
         expired = [backup for backup in plan.expired if backup.id in report.backups]
         Expiries(store, repository.keys, plan.system_identifier).write(plan.now, expired)
+    if report.backups:
+        progress.phase("removing backups")
         for id_ in report.backups:
             store.delete(BackupName(id_, plan.system_identifier).object_name)
     there = plan.ids.difference(report.backups)

@@ -22,7 +22,7 @@ from pgkeep.policy.retention import (
 from pgkeep.policy.retention_wal import NeededWal, needs_of, superfluous
 from pgkeep.postgres.timeline import TimelineHistory, history_name, parse_history
 from pgkeep.repository import Repository
-from pgkeep.repository.expiries import ExpiredBackup, Expiries
+from pgkeep.repository.expiries import ExpiredBackup, Expiries, Expiry
 from pgkeep.repository.leases import oldest_lease
 from pgkeep.repository.store import ObjectInfo, ObjectMissing
 from pgkeep.units import format_time
@@ -130,6 +130,7 @@ def plan_cluster(
             Held(head.id, head.started, head.finished, stored, head.timeline, head.start_lsn, head.stop_lsn, state)
         )
     check_arrivals(repository, arrivals, now)
+    by_rules = rules is not None
     if rules is None:
         # all that there is lies in the window
         rules = Rules(window=now - min((backup.finished for backup in backups), default=now))
@@ -142,11 +143,10 @@ def plan_cluster(
     known = {backup.id: backup for backup in backups}
     plan.verdicts += [Verdict(known[id_]) for id_ in sorted(plan.removed_by_name) if id_ in known]
     plan.verdicts.sort(key=lambda verdict: (verdict.backup.started, verdict.backup.id))
-    if set(plan.going) - plan.removed_by_name:
-        came = [stored for _, stored in arrivals]
-        came += [last for timeline in paths if (last := repository.wal(system_identifier).last_stored(timeline))]
-        plan.silence = silence(repository, came, rules, now)
-    _plan_wal(repository, plan, paths, rules, segment_sizes, own_leases)
+    past = list(Expiries(repository.store, repository.keys, system_identifier).all())
+    runs = [stored if expiry is None else expiry.time for _, stored, expiry in past]
+    plan.silence = silence(repository, max(runs, default=None), now) if by_rules else None
+    _plan_wal(repository, plan, paths, rules, segment_sizes, past, own_leases)
     return plan
 
 
@@ -205,6 +205,7 @@ def _plan_wal(
     paths: Mapping[int, TimelineHistory],
     rules: Rules,
     segment_sizes: set[int],
+    past: list[tuple[str, datetime, Expiry | None]],
     own_leases: Collection[str],
 ) -> None:
     plan.expired = _expired(plan, paths.values(), plan.window_start - rules.grace)
@@ -231,7 +232,7 @@ def _plan_wal(
     if rules.grace:
         # written down by the run that removes them
         gone += plan.expired
-    for name, stored, expiry in Expiries(repository.store, repository.keys, plan.system_identifier).all():
+    for name, stored, expiry in past:
         begun = stored if expiry is None else expiry.time
         if begun + rules.grace <= plan.now:
             plan.ended.append(name)
