@@ -168,6 +168,7 @@ def test_an_incremental_backup_outlives_the_parent_that_expires_under_it(
     assert story.words_of(story.manifests[2], work_dir / "copy") == 2
 
 
+@pytest.mark.parametrize("story", ["directory"], indirect=True)
 def test_the_command_draws_the_line_asks_no_program_and_says_what_went(story: Story) -> None:
     with story.program.config.open("a") as file:
         file.write('[repository.auth.retention]\nminimum = 2\ngrace = "0s"\n')
@@ -182,6 +183,10 @@ def test_the_command_draws_the_line_asks_no_program_and_says_what_went(story: St
     done = story.program.succeed("expire", "--yes")["repositories"][0]["clusters"][0]
     assert done["removed"]["backups"] == [m.id for m in story.manifests[1:3]]
     assert done["removed"]["wal_objects"] > 0
+    status = story.program.run("wal", "status")[1]
+    assert len(status["repositories"][0]["timelines"][0]["gaps"]) >= 1
+    assert not [finding for finding in status["findings"] if finding["name"].startswith("gap")]
+    assert story.program.succeed("status")["repositories"][0]["backups"] == 3
     story.program.succeed("unpin", story.manifests[0].id)
     assert story.program.run("unpin", story.manifests[0].id)[0] == 11
     again = story.program.succeed("expire")["repositories"][0]["clusters"][0]

@@ -211,3 +211,42 @@ def test_mistakes_in_nested_tables_name_the_nearest_setting(
 
 def test_a_slot_is_named_after_the_cluster_in_letters_that_postgresql_takes(tmp_path: Path) -> None:
     assert parse(GOOD.replace("cluster.auth", "cluster.Auth-DB"), tmp_path).cluster().slot == "pgkeep_auth_db"
+
+
+RULES = '[retention]\nwindow = "14d"\nmonthly = 12\n'
+
+
+@pytest.mark.parametrize(
+    ("own", "window"),
+    [("", 14 * 86400.0), ('[repository.main.retention]\nwindow = "30d"\n', 30 * 86400.0)],
+    ids=["the default", "its own"],
+)
+def test_a_repository_has_its_own_rules_or_the_default(own: str, window: float, tmp_path: Path) -> None:
+    rules = parse(GOOD + own + RULES, tmp_path).repository().retention
+    assert rules is not None
+    assert (rules.window, rules.monthly) == (window, 0 if own else 12)
+
+
+def test_a_repository_may_keep_everything_beside_the_default(tmp_path: Path) -> None:
+    text = GOOD.replace("[cluster.auth]", 'retention = "none"\n[cluster.auth]')
+    assert parse(text + RULES, tmp_path).repository().retention is None
+    assert parse(GOOD, tmp_path).repository().retention is None
+
+
+@pytest.mark.parametrize(
+    ("rules", "complaint"),
+    [
+        ('[retention]\nwindwo = "14d"\n', "[retention] windwo is not a setting (nearest: window;"),
+        ('[retention]\nwindow = "14 of them"\n', "[retention] window: not a duration"),
+        ('[retention]\ntime_zone = "Mars/Olympus"\ndaily = 1\n', "is not a time zone of this machine"),
+        ('[retention]\ngrace = "1d"\n', "[retention]: names no rule: say what to keep"),
+        ('[retention]\nwindow = "200000d"\n', "window is longer than a hundred years"),
+        (
+            "[repository.main.retention]\ndayly = 3\n",
+            "[repository.main] retention.dayly is not a setting (nearest: daily;",
+        ),
+        ("[repository.main.retention]\nminimum = 0\n", "retention.minimum: input should be greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_in_the_rules_is_named_with_its_place(rules: str, complaint: str, tmp_path: Path) -> None:
+    assert complaint in mistakes_in(GOOD + rules, tmp_path)

@@ -15,6 +15,8 @@ from pgkeep.units import format_size
 
 if TYPE_CHECKING:
     from pgkeep.copies import CopyPlan, CopyReport, MendReport
+    from pgkeep.copies.wal import Wanted
+    from pgkeep.repository import Repository
 
 __all__ = ["command"]
 
@@ -37,7 +39,9 @@ __all__ = ["command"]
 @click.option("--from-key-file", type=click.Path(dir_okay=False, path_type=Path), help="The key of the first.")
 @click.option("--to-key-file", type=click.Path(dir_okay=False, path_type=Path), help="The key of the second.")
 @click.option("--all", "everything", is_flag=True, help="Every backup that the second lacks, old ones too.")
-@click.option("--wal", is_flag=True, help="And all WAL that it lacks, not only what the backups need.")
+@click.option(
+    "--wal", is_flag=True, help="And all WAL that it lacks and its rules keep, not only what the backups need."
+)
 @click.option("--mend", is_flag=True, help="Bring back what is damaged or gone in the second, instead.")
 @click.option("--rate", type=SizeType(), help="At most this much a second: 20MB.")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Objects at once. Default: what the stores make use of.")
@@ -82,11 +86,20 @@ def command(
         _show_mended(context, mended)
         return
     if dry_run:
-        _show_plan(context, plan_copy(request, *opened))
+        _show_plan(context, plan_copy(request, *opened, wanted_wal=_wanted(there, opened[1])))
         return
     with context.progress() as progress:
-        report = run_copy(request, *opened, progress)
+        report = run_copy(request, *opened, progress, wanted_wal=_wanted(there, opened[1]))
     _show_report(context, report)
+
+
+def _wanted(there: Chosen, repository: Repository) -> Wanted | None:
+    """Which WAL the second repository's rules keep; None where it has none."""
+    from pgkeep.policy import Rules
+    from pgkeep.policy.retention_copies import wanted_wal
+
+    rules = there.retention()
+    return None if rules is None else wanted_wal(repository, Rules.of(rules))
 
 
 def _show_plan(context: Context, plan: CopyPlan) -> None:

@@ -41,10 +41,19 @@ __all__ = ["command"]
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would go.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--clock-is-right", is_flag=True, help="Nothing came for a long time, and the clock is right all the same."
+)
 def command(
-    context: Context, cluster: str | None, repository: str | None, named: tuple[str, ...], dry_run: bool, yes: bool
+    context: Context,
+    cluster: str | None,
+    repository: str | None,
+    named: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    clock_is_right: bool,
 ) -> None:
-    """Remove the backups that no rule of [repository.NAME.retention] keeps, and the WAL that nothing needs any more.
+    """Remove the backups that no rule of [retention] or [repository.NAME.retention] keeps, and the WAL that nothing needs any more.
 
     Shows each backup with the rules that keep it, then asks. Pins hold, the newest backup always stays, and a repository without
     rules keeps everything. The space of the backups' contents comes free when pgkeep collects.
@@ -53,7 +62,7 @@ def command(
 
     found: list[RepositoryExpiry] = []
     for settings in _repositories(context, cluster, repository):
-        expiry = _plan(settings, cluster, named)
+        expiry = _plan(settings, cluster, named, clock_is_right=clock_is_right)
         found.append(expiry)
         show_plan(context.output, expiry)
     if named and not any(plan.removed_by_name for expiry in found for plan in expiry.plans):
@@ -85,7 +94,9 @@ def _repositories(context: Context, cluster: str | None, repository: str | None)
     return list(config.repositories.values())
 
 
-def _plan(settings: RepositorySettings, cluster: str | None, named: tuple[str, ...]) -> RepositoryExpiry:
+def _plan(
+    settings: RepositorySettings, cluster: str | None, named: tuple[str, ...], *, clock_is_right: bool
+) -> RepositoryExpiry:
     from pgkeep.cli.expire_output import RepositoryExpiry
     from pgkeep.opening import open_repository
     from pgkeep.policy import ExpireRequest, Rules, plan_expiry
@@ -103,6 +114,7 @@ def _plan(settings: RepositorySettings, cluster: str | None, named: tuple[str, .
             cluster=cluster,
             states=dict.fromkeys(verified, State.VERIFIED),
             remove=_ids(repository, named),
+            clock_is_right=clock_is_right,
         )
         expiry.plans = plan_expiry(expiry.request, repository)
         expiry.previews = [plan.preview(repository) for plan in expiry.plans]

@@ -70,10 +70,11 @@ def _show_cluster(output: Output, plan: ClusterPlan, preview: WalPreview) -> Non
     else:
         for line in draw_line(plan.verdicts, plan):
             output.line(f"  {line}")
+        output.line("  o stays   x goes   = the window", "dim")
         output.table(("", "BACKUP", "BEGUN", "AGE", "STATE", "KEPT BY"), list(_rows(plan)), right=("AGE",))
     for id_, why in plan.unreadable.items():
         output.line(f"{id_} stays: {why}", "yellow")
-    for note in plan.notes:
+    for note in (*plan.notes, *([] if plan.silence is None else [plan.silence])):
         output.line(note, "yellow")
     if plan.needed is not None:
         for timeline, spans in sorted(plan.needed.spans().items()):
@@ -207,6 +208,7 @@ def _cluster_document(plan: ClusterPlan, preview: WalPreview, report: ExpireRepo
         ],
         "unreadable": [{"id": id_, "reason": why} for id_, why in plan.unreadable.items()],
         "notes": plan.notes,
+        "silence": plan.silence,
         "wal": {
             "objects": preview.objects,
             "bytes": preview.bytes,

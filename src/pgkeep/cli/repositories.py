@@ -13,7 +13,7 @@ from pgkeep.cli.options import Context, cluster_option
 from pgkeep.errors import UsageError
 
 if TYPE_CHECKING:
-    from pgkeep.config import KeyReference, RepositorySettings
+    from pgkeep.config import KeyReference, RepositorySettings, RetentionSettings
     from pgkeep.repository import Repository, Secret, Store
 
 __all__ = ["Chosen", "repository_options"]
@@ -70,6 +70,13 @@ class Chosen:
             return None
         key: KeyReference = self._settings().key
         return key
+
+    def retention(self) -> RetentionSettings | None:
+        """The rules of what it keeps; None where it has none, or is named by its address."""
+        if self._is_address:
+            return None
+        rules: RetentionSettings | None = self._settings().retention
+        return rules
 
     def store(self) -> Store:
         """The repository's store, for what needs no key. Raises ConfigError."""

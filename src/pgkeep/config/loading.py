@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pgkeep.config.settings import Cluster, RepositorySettings, Settings
+from pgkeep.config.settings import Cluster, RepositorySettings, RetentionSettings, Settings
 from pgkeep.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
@@ -176,11 +176,13 @@ def _nearest_variable(match: re.Match[str]) -> str:
 
 
 def _build(tables: dict[str, Any], path: Path | None, mistakes: list[str]) -> Config:
-    known = ("repository", "cluster")
+    known = ("repository", "cluster", "retention")
     mistakes.extend(f"{key!r} is not a setting{_nearest(key, known)}" for key in tables if key not in known)
     context = {"directory": Path.cwd() if path is None else path.parent}
+    default = _default_retention(tables, mistakes)
     repositories: dict[str, RepositorySettings] = {}
-    for name, table in _named_tables(tables, "repository", mistakes):
+    for name, own in _named_tables(tables, "repository", mistakes):
+        table = own if default is None else {"retention": default, **own}
         _validate(RepositorySettings, "repository", name, table, context, mistakes, repositories)
     clusters: dict[str, Cluster] = {}
     names = [name for name, _table in _named_tables(tables, "repository", [])]
@@ -204,6 +206,23 @@ def _build(tables: dict[str, Any], path: Path | None, mistakes: list[str]) -> Co
         text = f" {mistakes[0]}" if len(mistakes) == 1 else "".join(f"\n  {mistake}" for mistake in mistakes)
         raise ConfigError(f"{place}:{text}", hint="docs/reference/configuration.md lists every setting")
     return Config(path=path, repositories=repositories, clusters=clusters)
+
+
+def _default_retention(tables: Mapping[str, Any], mistakes: list[str]) -> RetentionSettings | None:
+    """The rules of the repositories that have none of their own."""
+    table = tables.get("retention")
+    if table is None:
+        return None
+    if not isinstance(table, dict):
+        mistakes.append("retention is not a table: write [retention]")
+        return None
+    try:
+        return RetentionSettings.model_validate(table)
+    except ValidationError as errors:
+        mistakes.extend(
+            _sentence("[retention]", RetentionSettings, error) for error in errors.errors(include_url=False)
+        )
+        return None
 
 
 def _named_tables(tables: Mapping[str, Any], kind: str, mistakes: list[str]) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -237,12 +256,12 @@ def _validate(
     try:
         into[name] = model.model_validate({**table, "name": name}, context=context)
     except ValidationError as errors:
-        mistakes.extend(_sentence(kind, name, model, error) for error in errors.errors(include_url=False))
+        mistakes.extend(_sentence(f"[{kind}.{name}]", model, error) for error in errors.errors(include_url=False))
 
 
-def _sentence(kind: str, name: str, model: type[BaseModel], error: ErrorDetails) -> str:
+def _sentence(heading: str, model: type[BaseModel], error: ErrorDetails) -> str:
     location = [str(part) for part in error["loc"]]
-    where = f"[{kind}.{name}] {'.'.join(location)}"
+    where = f"{heading} {'.'.join(location)}".rstrip()
     if error["type"] == "extra_forbidden":
         fields = _fields_at(model, location[:-1])
         return f"{where} is not a setting{_nearest(location[-1], fields)}"

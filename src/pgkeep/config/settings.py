@@ -193,7 +193,7 @@ Count = Annotated[int, Field(ge=0, le=10_000)]
 
 
 class RetentionSettings(Settings):
-    """``[repository.NAME.retention]``: what `pgkeep expire` keeps; see `pgkeep.policy.retention.Rules`.
+    """``[retention]``, or ``[repository.NAME.retention]`` for one repository: what `pgkeep expire` keeps; see `pgkeep.policy.retention.Rules`.
 
     ``window`` and ``grace`` are seconds. The counts are of calendar periods in ``time_zone``, the current one included.
     """
@@ -268,6 +268,14 @@ class CollectionSettings(Settings):
     live_share: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
+def _parse_retention(value: object) -> object:
+    if isinstance(value, str):
+        if value != "none":
+            raise ValueError('is a table of rules, or "none" to keep everything')
+        return None
+    return value
+
+
 class RepositorySettings(Settings):
     """``[repository.NAME]``: ``url`` is ``file:///absolute/path``, or ``s3://``, ``gs://``, ``az://bucket/prefix``.
 
@@ -291,7 +299,7 @@ class RepositorySettings(Settings):
     lock_for: Annotated[str, BeforeValidator(_parse_limit)] | None = None
     url: Annotated[str, Field(min_length=1), AfterValidator(_parse_url)]
     key: Annotated[KeyReference, BeforeValidator(_parse_key)]
-    retention: RetentionSettings | None = None
+    retention: Annotated[RetentionSettings | None, BeforeValidator(_parse_retention)] = None
     cold: ColdSettings | None = None
     append_only: bool = False
     collection: CollectionSettings = CollectionSettings()

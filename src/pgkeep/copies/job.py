@@ -16,14 +16,14 @@ import msgspec
 from pgkeep.copies.raw import copy_packs, needed_packs, size_of_packs
 from pgkeep.copies.reseal import TreeMover
 from pgkeep.copies.transfer import Rate, Transfer
-from pgkeep.copies.wal import WalCopy, copy_wal, copy_wal_file, lacking_wal
+from pgkeep.copies.wal import WalCopy, Wanted, copy_wal, copy_wal_file, lacking_wal
 from pgkeep.copies.walk import CommonBackup, find_common
 from pgkeep.errors import DamageError, NotFoundError, RepositoryError, StoreError
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
 from pgkeep.repository.keys import same_keys
 from pgkeep.repository.manifests import BackupName, Manifest
-from pgkeep.repository.store import ObjectExists
+from pgkeep.repository.store import ObjectExists, ObjectMissing
 
 __all__ = [
     "CopiedBackup",
@@ -91,7 +91,9 @@ class CopyReport:
         return not self.failures and not self.wal.damage
 
 
-def plan_copy(request: CopyRequest, source: Repository, destination: Repository) -> CopyPlan:
+def plan_copy(
+    request: CopyRequest, source: Repository, destination: Repository, *, wanted_wal: Wanted | None = None
+) -> CopyPlan:
     """What `run_copy` would do; writes nothing. Raises as that does."""
     transfer = transfer_of(request, source, destination, Silent())
     wanted, there = _choose(request, source, destination)
@@ -104,16 +106,22 @@ def plan_copy(request: CopyRequest, source: Repository, destination: Repository)
             # what of it the destination has under another id, nobody knows before it is opened
             size += manifest.stored_size if manifest is wanted[0] else manifest.new_size
     size += size_of_packs(transfer, packs)
-    files = (
-        [each for system in _systems(request, source) for each in lacking_wal(transfer, system)] if request.wal else []
-    )
+    systems = _systems(request, source) if request.wal else []
+    files = [each for system in systems for each in lacking_wal(transfer, system, wanted_wal)]
     return CopyPlan(transfer.same_keys, wanted, there, len(packs), size, len(files), sum(size for _, size in files))
 
 
 def run_copy(
-    request: CopyRequest, source: Repository, destination: Repository, progress: Progress | None = None
+    request: CopyRequest,
+    source: Repository,
+    destination: Repository,
+    progress: Progress | None = None,
+    *,
+    wanted_wal: Wanted | None = None,
 ) -> CopyReport:
     """Copy; every backup that is listed in the destination is whole there, whenever this ends.
+
+    ``wanted_wal`` says which WAL the destination keeps; None: all of it.
 
     A backup that is damaged in the source is not copied, and is in the report. Raises NotFoundError, BusyError where another job writes
     this cluster's backups into the destination, KeyFailure where the keys differ and the source's do not read, StoreError,
@@ -139,7 +147,7 @@ def run_copy(
         if request.wal:
             for system in _systems(request, source):
                 progress.phase("copying WAL")
-                copied = copy_wal(transfer, system)
+                copied = copy_wal(transfer, system, wanted_wal)
                 report.wal.files += copied.files
                 report.wal.size += copied.size
                 report.wal.damage += copied.damage
@@ -234,8 +242,8 @@ def _name_of(manifest: Manifest) -> BackupName:
 
 def _readable(repository: Repository, names: Sequence[BackupName], cluster: str | None) -> Iterator[Manifest]:
     for name in names:
-        # verify tells of a manifest that is damaged; the others are copied all the same
-        with suppress(DamageError):
+        # verify tells of a manifest that is damaged, and one may have expired since; the others are copied all the same
+        with suppress(DamageError, ObjectMissing):
             manifest = repository.catalog.read(name)
             if cluster in {None, manifest.cluster}:
                 yield manifest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -15,7 +15,10 @@ from pgkeep.repository.sealed import ObjectType, check_sealed_bytes, open_parts,
 from pgkeep.repository.store import ObjectExists, ObjectMissing
 from pgkeep.repository.wal_objects import DifferentWalError, split_piece
 
-__all__ = ["WalCopy", "copy_wal", "copy_wal_file", "lacking_wal"]
+__all__ = ["WalCopy", "Wanted", "copy_wal", "copy_wal_file", "lacking_wal"]
+
+Wanted = Callable[[int, str], bool]
+"""Whether a destination wants a WAL object of a cluster: what has expired there is not to come back."""
 
 
 @dataclass
@@ -27,8 +30,8 @@ class WalCopy:
     damage: list[DamageError] = field(default_factory=list)
 
 
-def lacking_wal(transfer: Transfer, system_identifier: int) -> Iterator[tuple[str, int]]:
-    """Names and stored sizes of the WAL that the destination lacks: each timeline's history first, then in order.
+def lacking_wal(transfer: Transfer, system_identifier: int, wanted: Wanted | None = None) -> Iterator[tuple[str, int]]:
+    """Names and stored sizes of the WAL that the destination lacks and wants: each timeline's history first, then in order.
 
     Pieces of segments that the source has whole are left out. Memory holds one name of each repository. Raises StoreError.
     """
@@ -48,12 +51,14 @@ def lacking_wal(transfer: Transfer, system_identifier: int) -> Iterator[tuple[st
             if end is None and classify(name) is WalFileKind.SEGMENT:
                 whole = name
             is_there = candidate is not None and candidate[0] == name
-            if not is_there and name != history and not (end is not None and segment == whole):
+            if is_there or name == history or (end is not None and segment == whole):
+                continue
+            if wanted is None or wanted(system_identifier, name):
                 yield name, size
 
 
-def copy_wal(transfer: Transfer, system_identifier: int) -> WalCopy:
-    """Copy all WAL that the destination lacks, and what the source knows of its times.
+def copy_wal(transfer: Transfer, system_identifier: int, wanted: Wanted | None = None) -> WalCopy:
+    """Copy all WAL that the destination lacks and wants, and what the source knows of its times.
 
     What is damaged in the source is passed over, and told of. Raises DifferentWalError, StoreError.
     """
@@ -72,7 +77,7 @@ def copy_wal(transfer: Transfer, system_identifier: int) -> WalCopy:
             result.size += size
 
     with transfer.workers("copy wal") as workers:
-        for name, _ in lacking_wal(transfer, system_identifier):
+        for name, _ in lacking_wal(transfer, system_identifier, wanted):
             workers.submit(bring, name)
         workers.drain()
     # a group's times say that its segments are all there

@@ -20,15 +20,16 @@ from datetime import datetime
 from itertools import islice
 
 from pgkeep.errors import PgkeepError
+from pgkeep.policy.clocks import check_against_store, dates_by_our_clock
 from pgkeep.policy.expiry_plan import ClusterPlan, plan_cluster
-from pgkeep.policy.retention import CLOCK_TOLERANCE, Rules, State
+from pgkeep.policy.retention import Rules, State
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
 from pgkeep.repository.expiries import Expiries
 from pgkeep.repository.leases import Lease
 from pgkeep.repository.manifests import BackupName
 from pgkeep.repository.store import ObjectInfo
-from pgkeep.units import format_time, utc_now
+from pgkeep.units import utc_now
 
 __all__ = ["ExpireReport", "ExpireRequest", "pin_lease", "plan_expiry", "run_expire"]
 
@@ -39,8 +40,10 @@ _BATCH = 1000
 
 @dataclass(frozen=True)
 class ExpireRequest:
-    """``rules`` None: nothing goes but what is named. ``cluster``: only those that have a backup under this name. ``states``: of backups that are more than taken. ``remove``: ids
-    that go whatever the rules say. ``now`` None: this machine's clock, which must agree with the store's.
+    """``rules`` None: nothing goes but what is named. ``cluster``: only those that have a backup under this name.
+
+    ``states``: of backups that are more than taken. ``remove``: ids that go whatever the rules say. ``now`` None: this machine's clock,
+    which must agree with the store's. ``clock_is_right``: a person has looked at it, though nothing came for long.
     """
 
     rules: Rules | None
@@ -48,6 +51,7 @@ class ExpireRequest:
     states: Mapping[str, State] = field(default_factory=dict)
     remove: Sequence[str] = ()
     now: datetime | None = None
+    clock_is_right: bool = False
 
 
 @dataclass
@@ -97,7 +101,7 @@ def _expire_cluster(
     system = shown.system_identifier
     with _adopting(repository, repository.lease(f"expiry of cluster {system}")) as expiring:
         if request.now is None:
-            _check_clock(repository, expiring)
+            check_against_store(repository, expiring)
         with _adopting(repository, pin_lease(repository, system)) as pinning:
             own = (expiring.name, pinning.name)
             plan = plan_cluster(
@@ -109,6 +113,11 @@ def _expire_cluster(
                 named=shown.removed_by_name,
                 own_leases=own,
             )
+            if plan.silence is not None and request.now is None and not request.clock_is_right:
+                raise PgkeepError(
+                    f"{plan.silence}; nothing was removed",
+                    hint="look at the clock (date, timedatectl); where it is right: pgkeep expire --clock-is-right",
+                )
             report = ExpireReport(plan, sorted(set(plan.going) & set(shown.going)))
             _remove_backups(repository, plan, report, progress)
         _remove_wal(repository, plan, report, progress)
@@ -126,23 +135,14 @@ def _adopting(repository: Repository, lease: Lease) -> Iterator[Lease]:
         yield lease
 
 
-def _check_clock(repository: Repository, lease: Lease) -> None:
-    """Hold this machine's clock against the store's, which has just dated our lease."""
-    here, there = utc_now(), repository.store.info(lease.name).modified
-    if abs(here - there) > CLOCK_TOLERANCE:
-        raise PgkeepError(
-            f"the clock of this machine shows {format_time(here)}, that of {repository.store.url} {format_time(there)};"
-            " nothing was removed",
-            hint="set the clock that is wrong: what has expired is decided by it",
-        )
-
-
 def _remove_backups(repository: Repository, plan: ClusterPlan, report: ExpireReport, progress: Progress) -> None:
     store = repository.store
-    if report.backups:
-        progress.phase("removing backups")
+    if report.backups or dates_by_our_clock(repository):
+        # without a backup, it says to the next run when this one was
         expired = [backup for backup in plan.expired if backup.id in report.backups]
         Expiries(store, repository.keys, plan.system_identifier).write(plan.now, expired)
+    if report.backups:
+        progress.phase("removing backups")
         for id_ in report.backups:
             store.delete(BackupName(id_, plan.system_identifier).object_name)
     there = plan.ids.difference(report.backups)

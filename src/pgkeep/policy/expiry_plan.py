@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pgkeep.errors import DamageError, KeyFailure, PgkeepError, UsageError
+from pgkeep.errors import DamageError, KeyFailure, UsageError
+from pgkeep.policy.clocks import check_arrivals, silence
 from pgkeep.policy.retention import (
-    CLOCK_TOLERANCE,
     Held,
     Hold,
     Rules,
@@ -22,7 +22,7 @@ from pgkeep.policy.retention import (
 from pgkeep.policy.retention_wal import NeededWal, needs_of, superfluous
 from pgkeep.postgres.timeline import TimelineHistory, history_name, parse_history
 from pgkeep.repository import Repository
-from pgkeep.repository.expiries import ExpiredBackup, Expiries
+from pgkeep.repository.expiries import ExpiredBackup, Expiries, Expiry
 from pgkeep.repository.leases import oldest_lease
 from pgkeep.repository.store import ObjectInfo, ObjectMissing
 from pgkeep.units import format_time
@@ -46,6 +46,7 @@ class ClusterPlan:
     ``verdicts`` are in the order of time; ``unreadable`` are the backups whose manifests are damaged, with the reason: they stay.
     ``needed`` is the WAL that stays, None where none may go; ``spared`` are timelines of which all WAL stays; both are explained in
     ``notes``. ``stored_before``: WAL that came later stays. ``ended`` are records of earlier expiries whose time is over.
+    ``silence`` is why this machine's clock is not to be trusted without a word.
     """
 
     system_identifier: int
@@ -61,6 +62,7 @@ class ClusterPlan:
     expired: list[ExpiredBackup] = field(default_factory=list)
     removed_by_name: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    silence: str | None = None
 
     @property
     def going(self) -> list[str]:
@@ -115,8 +117,9 @@ def plan_cluster(
     clusters: set[str] = set()
     segment_sizes: set[int] = set()
     unreadable: dict[str, str] = {}
+    arrivals: list[tuple[str, datetime]] = []
     for name, stored, head in repository.catalog.heads(system_identifier):
-        _check_clock(repository, name.id, stored, now)
+        arrivals.append((name.id, stored))
         if isinstance(head, DamageError):
             unreadable[name.id] = str(head)
             continue
@@ -126,6 +129,8 @@ def plan_cluster(
         backups.append(
             Held(head.id, head.started, head.finished, stored, head.timeline, head.start_lsn, head.stop_lsn, state)
         )
+    check_arrivals(repository, arrivals, now)
+    by_rules = rules is not None
     if rules is None:
         # all that there is lies in the window
         rules = Rules(window=now - min((backup.finished for backup in backups), default=now))
@@ -138,17 +143,11 @@ def plan_cluster(
     known = {backup.id: backup for backup in backups}
     plan.verdicts += [Verdict(known[id_]) for id_ in sorted(plan.removed_by_name) if id_ in known]
     plan.verdicts.sort(key=lambda verdict: (verdict.backup.started, verdict.backup.id))
-    _plan_wal(repository, plan, paths, rules, segment_sizes, own_leases)
+    past = list(Expiries(repository.store, repository.keys, system_identifier).all())
+    runs = [stored if expiry is None else expiry.time for _, stored, expiry in past]
+    plan.silence = silence(repository, max(runs, default=None), now) if by_rules else None
+    _plan_wal(repository, plan, paths, rules, segment_sizes, past, own_leases)
     return plan
-
-
-def _check_clock(repository: Repository, backup: str, stored: datetime, now: datetime) -> None:
-    if stored > now + CLOCK_TOLERANCE:
-        raise PgkeepError(
-            f"the clock of this machine must be wrong: it shows {format_time(now)}, and backup {backup} came to"
-            f" {repository.store.url} at {format_time(stored)}; nothing was removed",
-            hint="set the clock: what has expired is decided by it",
-        )
 
 
 def _remove_by_name(
@@ -206,6 +205,7 @@ def _plan_wal(
     paths: Mapping[int, TimelineHistory],
     rules: Rules,
     segment_sizes: set[int],
+    past: list[tuple[str, datetime, Expiry | None]],
     own_leases: Collection[str],
 ) -> None:
     plan.expired = _expired(plan, paths.values(), plan.window_start - rules.grace)
@@ -232,7 +232,7 @@ def _plan_wal(
     if rules.grace:
         # written down by the run that removes them
         gone += plan.expired
-    for name, stored, expiry in Expiries(repository.store, repository.keys, plan.system_identifier).all():
+    for name, stored, expiry in past:
         begun = stored if expiry is None else expiry.time
         if begun + rules.grace <= plan.now:
             plan.ended.append(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,7 +55,10 @@ class NewestWal:
 
 @dataclass(frozen=True)
 class RepositoryWal:
-    """A cluster's WAL in one repository; ``error`` is why it cannot be told."""
+    """A cluster's WAL in one repository; ``error`` is why it cannot be told.
+
+    ``kept_since``: where rules say what is kept, all WAL since the last backup before this time; None where all is kept.
+    """
 
     name: str
     url: str
@@ -64,6 +67,7 @@ class RepositoryWal:
     timelines: list[TimelineRanges] = field(default_factory=list)
     backups: list[Manifest] = field(default_factory=list)
     newest: NewestWal | None = None
+    kept_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -139,13 +143,14 @@ def _repository(
         repository = open_repository(settings)
         manifests = list(repository.catalog.read_all(cluster.name, directories=False))
         system = _system_identifier(repository, manifests, server, receiver)
-        return _read(repository, settings, cluster, system, manifests, server, receiver, ends_only=ends_only)
+        own = [manifest for manifest in manifests if manifest.system_identifier == system]
+        return _read(repository, settings, cluster, system, own, server, receiver, ends_only=ends_only)
     except PgkeepError as error:
         return RepositoryWal(settings.name, settings.url, error)
 
 
 def _system_identifier(
-    repository: Repository, manifests: Sequence[Manifest], server: ServerWal | None, receiver: ReceiverState
+    repository: Repository, backups: Sequence[Manifest], server: ServerWal | None, receiver: ReceiverState
 ) -> int:
     """Of the server itself, else of what its receiver or its newest backup say."""
     if server is not None:
@@ -153,8 +158,8 @@ def _system_identifier(
     said = receiver.document.get("system_identifier")
     if said is not None:
         return int(str(said))
-    if manifests:
-        return manifests[-1].system_identifier
+    if backups:
+        return backups[-1].system_identifier
     known = repository.clusters()
     if len(known) == 1:
         return known[0]
@@ -166,24 +171,27 @@ def _read(
     settings: RepositorySettings,
     cluster: Cluster,
     system: int,
-    manifests: Sequence[Manifest],
+    own: list[Manifest],
     server: ServerWal | None,
     receiver: ReceiverState,
     *,
     ends_only: bool,
 ) -> RepositoryWal:
-    own = [manifest for manifest in manifests if manifest.system_identifier == system]
     archive = repository.wal(system)
-    found = RepositoryWal(settings.name, settings.url, system_identifier=system, backups=own)
     if not archive.timelines():
-        return found
+        return RepositoryWal(settings.name, settings.url, system_identifier=system, backups=own)
     size = server.segment_size if server is not None else segment_size_of(archive, own)
     inventory = WalInventory.read_end(archive, size) if ends_only else WalInventory.read(archive, size)
-    if not ends_only:
-        found.timelines.extend(_ranges(wal, inventory) for _, wal in sorted(inventory.timelines.items()))
+    timelines = [] if ends_only else [_ranges(wal, inventory) for _, wal in sorted(inventory.timelines.items())]
     times = WalTimes(repository, system, inventory)
     newest = _newest(settings.name, cluster, inventory, times, server, receiver)
-    return RepositoryWal(settings.name, settings.url, None, system, found.timelines, own, newest)
+    return RepositoryWal(settings.name, settings.url, None, system, timelines, own, newest, _kept_since(settings))
+
+
+def _kept_since(settings: RepositorySettings) -> datetime | None:
+    if settings.retention is None:
+        return None
+    return utc_now() - timedelta(seconds=settings.retention.window or 0)
 
 
 def _ranges(wal: TimelineWal, inventory: WalInventory) -> TimelineRanges:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from pgkeep.errors import BusyError, NotFoundError, PgkeepError, ServerError, ServerSettingError, StoreError
 from pgkeep.findings import Finding, failed
@@ -10,6 +11,9 @@ from pgkeep.postgres.lsn import LSN
 from pgkeep.units import format_duration, format_size
 from pgkeep.wal.overview import orphan_remedy
 from pgkeep.wal.status import RepositoryWal, WalStatus
+
+if TYPE_CHECKING:
+    from pgkeep.repository.manifests import Manifest
 
 __all__ = ["judge"]
 
@@ -196,6 +200,12 @@ def _age(status: WalStatus, repository: RepositoryWal) -> Finding:
     return failed(name, BusyError(limit, hint="see the receiver and the archiver above"))
 
 
+def _is_expired(repository: RepositoryWal, after: Sequence[Manifest]) -> bool:
+    """Whether the rules keep no WAL of a gap before these backups: one of them begins the window, or is before it."""
+    since = repository.kept_since
+    return since is not None and any(manifest.finished < since for manifest in after)
+
+
 def _gaps(repository: RepositoryWal) -> Iterator[Finding]:
     """Those behind a backup: it cannot be recovered beyond them."""
     if not repository.backups:
@@ -208,7 +218,7 @@ def _gaps(repository: RepositoryWal) -> Iterator[Finding]:
         for gap in timeline.gaps:
             before = [m for m in repository.backups if m.timeline <= timeline.timeline and m.start_lsn < gap.end]
             after = [m for m in repository.backups if m.timeline >= timeline.timeline and m.start_lsn >= gap.end]
-            if not before:
+            if not before or _is_expired(repository, after):
                 continue
             name = f"gap in {repository.name}"
             text = f"WAL from {gap.start} to {gap.end} of timeline {timeline.timeline} is missing"

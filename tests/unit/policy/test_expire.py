@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from pgkeep.errors import BusyError, NotFoundError, PgkeepError, UsageError
-from pgkeep.policy import ExpireRequest, Rules, plan_expiry, run_expire
+from pgkeep.copies import CopyRequest, plan_copy
+from pgkeep.errors import BusyError, KeyFailure, NotFoundError, PgkeepError, UsageError
+from pgkeep.policy import ExpireRequest, Rules, clocks, plan_expiry, retention_copies, run_expire
 from pgkeep.policy import expire as expire_module
 from pgkeep.policy.expire import pin_lease
 from pgkeep.policy.retention import State
+from pgkeep.policy.retention_copies import wanted_wal
 from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.timeline import TimelineHistory, TimelineSwitch
-from pgkeep.repository import Repository
+from pgkeep.repository import KeyFile, Repository, open_store
 from pgkeep.repository.manifests import BackupName
 from pgkeep.units import utc_now
+from support.jobs import KEY
 from support.kept_repository import DAY, HOUR, NOW, SIZE, SYSTEM, KeptRepository, lsn_at
 
 NO_GRACE = timedelta(0)
@@ -100,7 +103,8 @@ def test_a_second_run_finds_nothing_to_do(kept: KeptRepository) -> None:
     (report,) = run_expire(request(), kept.repository)
 
     assert (report.backups, report.wal_objects) == ([], 0)
-    assert list(kept.repository.store.list(f"clusters/{SYSTEM}/expiries/")) == []
+    # the one that says when it ran
+    assert len(list(kept.repository.store.list(f"clusters/{SYSTEM}/expiries/"))) == 1
 
 
 def test_nothing_goes_that_was_not_shown(kept: KeptRepository) -> None:
@@ -345,10 +349,40 @@ def test_a_clock_behind_the_stores_removes_nothing(kept: KeptRepository) -> None
 
 
 def test_a_clock_ahead_of_the_stores_removes_nothing(kept: KeptRepository, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expire_module, "utc_now", lambda: utc_now() + 400 * DAY)
+    for module in (expire_module, clocks):
+        monkeypatch.setattr(module, "utc_now", lambda: utc_now() + 400 * DAY)
     with pytest.raises(PgkeepError, match="the clock of this machine shows"):
         run_expire(ExpireRequest(rules=RULES), kept.repository)
     assert len(kept.ids()) == 35
+
+
+def test_a_clock_that_has_jumped_ahead_with_the_stores_removes_nothing_unasked(
+    kept: KeptRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory's dates are those of the same clock, and so are new backups; what tells is when an expiry ran last."""
+    run_expire(request(), kept.repository)
+    jumped = NOW + 400 * DAY
+    monkeypatch.setattr(expire_module, "utc_now", lambda: jumped)
+    monkeypatch.setattr(expire_module, "check_against_store", lambda *_: None)
+    for number in range(5):
+        kept.backup(jumped - number * HOUR)
+    before = kept.ids()
+
+    with pytest.raises(PgkeepError, match="or this machine's clock has jumped ahead; nothing was removed") as caught:
+        run_expire(ExpireRequest(rules=RULES), kept.repository)
+    assert "--clock-is-right" in (caught.value.hint or "")
+    assert kept.ids() == before
+
+    run_expire(ExpireRequest(rules=RULES, clock_is_right=True), kept.repository)
+    assert len(kept.ids()) < len(before)
+    assert plan_expiry(ExpireRequest(rules=RULES), kept.repository)[0].silence is None
+
+
+def test_an_expiry_that_runs_every_week_is_no_jump_whatever_it_leaves(kept: KeptRepository) -> None:
+    for number in range(4):
+        (plan,) = plan_expiry(request(Rules(minimum=1), NOW + number * 7 * DAY), kept.repository)
+        assert plan.silence is None
+        run_expire(request(Rules(minimum=1), NOW + number * 7 * DAY), kept.repository)
 
 
 def test_clusters_do_not_mix(kept: KeptRepository) -> None:
@@ -395,3 +429,61 @@ def test_an_intruder_with_the_writers_key_makes_no_good_backup_go(kept: KeptRepo
     assert any("doubtful" in " ".join(verdict.kept_by) for verdict in report.plan.verdicts)
     begin = min(v.backup.start_lsn for v in pristine.verdicts if v.continuous) // SIZE
     assert {number for number in needed if number >= begin} <= kept.segments()
+
+
+def test_in_sealed_mode_a_key_that_only_adds_is_enough(tmp_path: Path) -> None:
+    """What is kept is decided by metadata: manifests, history files, pins and names."""
+    Repository.create(open_store(str(tmp_path / "repository")), KEY, reader=KeyFile(b"owner" * 6 + b"12"))
+    kept = KeptRepository(tmp_path / "repository")
+    for number in range(6, 12):
+        kept.backup(NOW.replace(hour=3) - number * DAY)
+    switch = NOW - 5 * DAY
+    kept.wal(NOW - 12 * DAY, switch)
+    kept.history(TimelineHistory(2, (TimelineSwitch(1, LSN(lsn_at(switch))),)), switch)
+    kept.wal(switch, NOW, timeline=2)
+    kept.backup(NOW - 4 * DAY, timeline=2, id="20261119T120000.000Z-00000002")
+    kept.repository.pins.add(BackupName(night(NOW - 11 * DAY), SYSTEM), "case 4711", None)
+    segment = f"{1:08X}{0:08X}{1:08X}"
+    kept.repository.wal(SYSTEM).put(segment, b"rows")
+    with pytest.raises(KeyFailure):
+        kept.repository.wal(SYSTEM).get(segment)
+
+    (report,) = run_expire(request(Rules(window=3 * DAY, grace=NO_GRACE)), kept.repository)
+
+    assert kept.ids() == [night(NOW - 11 * DAY), "20261119T120000.000Z-00000002"]
+    assert min(kept.segments(2)) == segment_at(NOW - 4 * DAY)
+    assert report.plan.spared == set()
+    kept.expect_sound()
+
+
+def test_wal_that_has_expired_in_a_repository_is_not_copied_back(
+    kept: KeptRepository, five_weeks: KeptRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_copies, "utc_now", lambda: NOW)
+    run_expire(request(), kept.repository)
+    everything = CopyRequest(wal=True)
+
+    without = plan_copy(everything, five_weeks.repository, kept.repository)
+    plan = plan_copy(everything, five_weeks.repository, kept.repository, wanted_wal=wanted_wal(kept.repository, RULES))
+
+    assert without.wal_files == len(five_weeks.segments()) - len(kept.segments())
+    assert (plan.backups, plan.wal_files) == ([], 0)
+
+
+def test_wal_that_a_repository_with_rules_lacks_and_needs_is_copied(
+    kept: KeptRepository, five_weeks: KeptRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_copies, "utc_now", lambda: NOW)
+    run_expire(request(), kept.repository)
+    wal = kept.repository.wal(SYSTEM)
+    lost = [name for name, _ in wal.names(1)][-30:]
+    for name in lost:
+        kept.repository.store.delete(wal.object_name(name))
+    source = five_weeks.copy(kept.directory.parent / "source")
+    source.wal(NOW, NOW + 5 * HOUR, timeline=3)
+
+    plan = plan_copy(
+        CopyRequest(wal=True), source.repository, kept.repository, wanted_wal=wanted_wal(kept.repository, RULES)
+    )
+
+    assert plan.wal_files == len(lost) + len(source.segments(3))
