@@ -6,12 +6,13 @@ bucket in one (aws s3 sync s3://bucket/prefix DIR). Nothing is written there.
 
     pgkeep_rescue.py list REPOSITORY --key-file pgkeep.key
     pgkeep_rescue.py restore REPOSITORY latest /srv/restored --key-file pgkeep.key --owner postgres
-    pgkeep_rescue.py wal REPOSITORY /srv/wal --key-file pgkeep.key
+    pgkeep_rescue.py wal REPOSITORY /srv/wal --gpg
 
-Without a key option it asks for the recovery key or passphrase. Every byte is checked against what was stored; a damaged object is
-named, and the control file is written last, so that what is not complete does not start. A restored server recovers by the WAL
-that came with the backup. For a later moment take all WAL out with ``wal``, make an empty file recovery.signal in the data
-directory, and set restore_command = 'cp /srv/wal/%f %p' and a recovery target. Numbers in comments are sections of the document.
+Without a key option it asks for the recovery key or passphrase. For a key of AWS KMS, have that decrypt the "blob" of keys/SLOT.json
+(the document, 3.2), and give the answer's Plaintext in a file as --kms-plaintext. Every byte is checked; a damaged object is named, and
+the control file is written last, so that what is not complete does not start. A restored server recovers by the WAL that came with
+the backup. For a later moment take all WAL out with ``wal``, make an empty file recovery.signal in the data directory, and set
+restore_command = 'cp /srv/wal/SYSTEM_IDENTIFIER/%f %p' and a recovery target. Numbers in comments are sections of the document.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import functools
 import getpass
 import hashlib
 import hmac
+import io
 import json
 import os
 import re
 import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,9 +42,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
-KINDS = {1: "data", 2: "meta"}
-MOST = 64 << 20
-SAFE = {"archive_mode": "off", "archive_command": "", "synchronous_standby_names": "", "primary_conninfo": ""}
+KINDS, MOST = {1: "data", 2: "meta"}, 64 << 20
+SAFE = ("archive_command", "archive_library", "synchronous_standby_names", "primary_conninfo", "primary_slot_name")
+NOT_RESTORED = {b"backup_label", b"tablespace_map", b"backup_manifest", b"standby.signal", b"recovery.signal"}
 
 
 class Refused(Exception):
@@ -74,12 +77,10 @@ def decompressed(codec: int, data: bytes, most: int) -> bytes:
     """The bytes that a codec stands for, never more than were announced."""
     if codec == 0:
         return data
-    try:
-        if codec != 1 or zstandard.frame_content_size(data) > most:
-            raise ValueError("it is compressed in an unknown way")
-        return zstandard.ZstdDecompressor().decompress(data, max_output_size=most, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise ValueError(f"it cannot be decompressed ({error})") from None
+    plain = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read(most + 1)
+    if codec != 1 or len(plain) > most:
+        raise ValueError("it is compressed in an unknown way")
+    return plain
 
 
 def canonical(fields: dict[str, Any], *left_out: str) -> bytes:
@@ -88,16 +89,13 @@ def canonical(fields: dict[str, Any], *left_out: str) -> bytes:
     return json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()
 
 
+def seal_of(key: bytes, fields: dict[str, Any], before: str = "") -> str:
+    return hmac.digest(key, before.encode() + canonical(fields, "seal", "check"), "sha256").hex()
+
+
 def unpack(data: bytes) -> Any:
     """MessagePack, as far as manifests and listings need it; timestamps are None."""
-    at = 0
-
-    def take(size: int) -> bytes:
-        nonlocal at
-        at += size
-        if at > len(data):
-            raise ValueError("its MessagePack is cut off")
-        return data[at - size : at]
+    take = io.BytesIO(data).read
 
     def number(code: str) -> Any:
         return struct.unpack(">" + code, take(struct.calcsize(code)))[0]
@@ -129,10 +127,8 @@ def unpack(data: bytes) -> Any:
 class Repository:
     """A repository in a directory, opened."""
 
-    def __init__(self, root: Path, secret: Callable[[], str]) -> None:
+    def __init__(self, root: Path, secret: Callable[[], tuple[str, bytes]]) -> None:
         self.root = root
-        if not (root / "pgkeep.json").is_file():
-            raise Refused(f"{root} holds no pgkeep.json: it is no repository")
         fields = self.record("pgkeep.json")
         if fields.get("format") != 1 or set(fields.get("required_features", ["?"])) - {"sealed"}:
             raise Refused(f"this reader does not know format {fields.get('format')}, {fields.get('required_features')}")
@@ -141,9 +137,8 @@ class Repository:
         # each generation: root key, private key of sealed mode or nothing
         self.roots: list[tuple[bytes, bytes]] = [(hashlib.sha256(b"pgkeep/1 unencrypted " + self.family).digest(), b"")]
         if self.suite:
-            self.unlock(secret().rstrip("\r\n"))
-        seal = hmac.digest(self.key(0, self.family, "root record"), canonical(fields, "seal", "check"), "sha256")
-        if seal.hex() != fields.get("seal"):
+            self.unlock(*secret())
+        if seal_of(self.key(0, self.family, "root record"), fields) != fields.get("seal"):
             raise damaged("pgkeep.json", "it was not written with this repository's key")
         self.damaged_packs: list[str] = []
         self.places: dict[bytes, tuple[str, int, int, int, int]] = {}
@@ -159,7 +154,7 @@ class Repository:
                 file.seek(start)
                 return file.read(-1 if size is None else size)
         except FileNotFoundError:
-            raise Refused(f"{name} is missing") from None
+            raise Refused(f"{self.root / name} is missing") from None
 
     def record(self, name: str) -> dict[str, Any]:
         line = self.get(name)
@@ -174,58 +169,55 @@ class Repository:
 
     def key(self, mode: int, salt: bytes, purpose: str) -> bytes:
         """2: the key of a pack or object, by its key mode."""
-        number = mode & 0x7F
-        if number >= len(self.roots):
-            raise ValueError(f"it names root key {number}, which this key does not give")
-        root, private = self.roots[number]
+        if mode & 0x7F >= len(self.roots):
+            raise ValueError(f"it names root key {mode & 0x7F}, which this key does not give")
+        root, private = self.roots[mode & 0x7F]
         if not mode & 0x80:
             return derive(root, salt, purpose)
         if not private:
-            raise ValueError("this key does not read data and WAL of a repository in sealed mode")
+            raise Refused("this key adds to the repository and does not read data or WAL back: give one that reads")
         pair = X25519PrivateKey.from_private_bytes(private)
         shared = pair.exchange(X25519PublicKey.from_public_bytes(salt))
         return derive(shared + root, salt + pair.public_key().public_bytes_raw(), f"boxed {purpose}")
 
-    def unlock(self, secret: str) -> None:
+    def unlock(self, kind: str, secret: bytes) -> None:
         """3.2: the root keys, by the first slot that the secret opens."""
-        argon2id = functools.partial(Argon2id, length=32, iterations=3, lanes=4, memory_cost=65536)
-        raw, trouble = key_of(secret), Refused("this key opens none of the key slots")
-        for name in self.names("keys/"):
-            if re.fullmatch(r"keys/[0-9a-f]{8}\.json", name) is None:
-                continue
+        trouble = Refused(f"no key slot of kind {kind} opens with it")
+        for name in [name for name in self.names("keys/") if re.fullmatch(r"keys/[0-9a-f]{8}\.json", name)]:
             try:
                 fields = self.record(name)
-                if fields["kind"] != ("passphrase" if raw is None else "key"):
+                if fields["kind"] != kind:
                     continue
                 salt, nonce, wrapped = (bytes.fromhex(fields[field]) for field in ("salt", "nonce", "wrapped"))
-                wrapping = argon2id(salt=salt).derive(secret.encode()) if raw is None else derive(raw, salt, "key slot")
+                wrapping = wrapping_key(kind, secret, salt, fields)
                 slot, sealing = name[5:13], fields.get("sealing")
-                bound = " ".join([slot, fields["kind"], *([sealing] if sealing else [])]).encode()
+                bound = f"{slot} {kind} {sealing or ''}".rstrip().encode()
                 plain = open_sealed(1, wrapping, nonce, wrapped, b"pgkeep/1 slot" + self.family + bound)
-            except Refused as error:
-                trouble = error
+            except (Refused, ValueError) as error:
+                trouble = error if isinstance(error, Refused) else trouble
                 continue
-            except ValueError:
-                continue
-            size = 64 if sealing else 32
-            keys = [plain[at : at + size] for at in range(0, len(plain), size)]
+            keys = [plain[at : at + 32 * (1 + bool(sealing))] for at in range(0, len(plain), 32 * (1 + bool(sealing)))]
             pair = X25519PrivateKey.from_private_bytes(derive(wrapping, salt, "slot pair"))
-            while (key := self.granted(len(keys), slot, pair)) is not None:
+            while (key := self.granted(keys, slot, pair)) is not None:
                 keys.append(key)
             self.roots = [(key[:32], key[32:] if sealing == "private" else b"") for key in keys]
             return
         raise trouble
 
-    def granted(self, number: int, slot: str, pair: X25519PrivateKey) -> bytes | None:
-        """3.3: a later root key, as it was given to a slot."""
-        for name in (f"keys/root-{number}.json", f"keys/root-{number}-{slot}.json"):
-            sealed = self.record(name)["slots"].get(slot) if (self.root / name).is_file() else None
-            if sealed is not None:
-                ephemeral, wrapped = bytes.fromhex(sealed)[:32], bytes.fromhex(sealed)[32:]
-                shared = pair.exchange(X25519PublicKey.from_public_bytes(ephemeral))
-                key = derive(shared, ephemeral + pair.public_key().public_bytes_raw(), "root grant")
-                bound = b"pgkeep/1 root" + self.family + f"{number} {slot}".encode()
-                return open_sealed(1, key, bytes(12), wrapped, bound)
+    def granted(self, keys: list[bytes], slot: str, pair: X25519PrivateKey) -> bytes | None:
+        """3.3: the root key after these, as it was given to a slot."""
+        for name in (f"keys/root-{len(keys)}.json", f"keys/root-{len(keys)}-{slot}.json"):
+            fields = self.record(name) if (self.root / name).is_file() else {}
+            sealed = bytes.fromhex(fields.get("slots", {}).get(slot, ""))
+            if sealed:
+                shared = pair.exchange(X25519PublicKey.from_public_bytes(sealed[:32]))
+                key = derive(shared, sealed[:32] + pair.public_key().public_bytes_raw(), "root grant")
+                bound = b"pgkeep/1 root" + self.family + f"{len(keys)} {slot}".encode()
+                plain = open_sealed(1, key, bytes(12), sealed[32:], bound)
+                seal = derive(keys[-1][:32] + plain[:32], self.family, "root generation")
+                if seal_of(seal, fields, f"{name} ") != fields.get("seal"):
+                    raise damaged(name, "it was not written with this repository's keys")
+                return plain
         return None
 
     def sealed_object(self, name: str, number: int, kind: str) -> bytes:
@@ -239,13 +231,11 @@ class Repository:
                 raise ValueError(f"it is no {kind} of this repository")
             key = self.key(mode, salt, f"object {kind}")
             associated = b"pgkeep/1 object" + self.family + data[:48] + name.encode()
-            at, end, chunks = 48, len(data) - 32, list[bytes]()
+            at, end, chunks = 48, len(data) - (64 if mode & 0x80 else 32), list[bytes]()
             while at < end or not chunks:
                 (size,) = struct.unpack_from("<I", data, at)
                 start, at = at + 4, at + 4 + size
                 nonce = struct.pack("<IQ", at == end, len(chunks))
-                if at > end:
-                    raise ValueError("a chunk is cut off")
                 plain = open_sealed(self.suite, key, nonce, data[start:at], associated)
                 chunks.append(decompressed(codec, plain, most))
         except ValueError as error:
@@ -282,8 +272,7 @@ class Repository:
                     raise ValueError("it is cut off")
                 table = self.from_pack(name, bytes(32), total - 16 - size, size, 48 * count, 0)
             except ValueError as error:
-                # another backup's, perhaps
-                self.damaged_packs.append(f"{name} ({error})")
+                self.damaged_packs.append(f"{name} ({error})")  # another backup's, perhaps
                 continue
             self.places |= {what: (name, *place) for what, *place in struct.iter_unpack("<32sIIII", table)}
 
@@ -307,8 +296,7 @@ class Repository:
 
     def backups(self) -> list[str]:
         """8.1: the manifests' names, oldest first."""
-        found = [name for name in self.names("clusters/") if name.split("/")[2] == "backups"]
-        return sorted(found, key=lambda name: name.rpartition("/")[2])
+        return sorted((n for n in self.names("clusters/") if n.split("/")[2] == "backups"), key=os.path.basename)
 
     def manifest(self, name: str) -> Any:
         return unpack(self.sealed_object(name, 1, "manifest"))
@@ -319,18 +307,34 @@ class Repository:
         return self.sealed_object(f"clusters/{system_identifier}/wal/{name[:8]}/{log}{name}", 2, "wal")
 
 
-def key_of(secret: str) -> bytes | None:
-    """3.2: the key in a key file's text; None for a passphrase."""
+def wrapping_key(kind: str, secret: bytes, salt: bytes, fields: dict[str, Any]) -> bytes:
+    """3.2: the key of a slot."""
+    if kind == "passphrase":
+        return Argon2id(salt=salt, length=32, iterations=3, lanes=4, memory_cost=65536).derive(secret)
+    if kind == "openpgp":
+        message = base64.b64decode(fields["message"])
+        done = subprocess.run(["gpg", "--quiet", "--decrypt"], input=message, capture_output=True, check=False)
+        if done.returncode:
+            raise Refused(f"gpg does not decrypt for {fields['recipient']}: {done.stderr.decode(errors='replace')}")
+        secret = done.stdout
+    return derive(secret, salt, "key slot")
+
+
+def secret_of(options: argparse.Namespace) -> tuple[str, bytes]:
+    """3.2: the kind of slot that is tried, and what opens it."""
+    if options.gpg:
+        return "openpgp", b""
+    if options.kms_plaintext:
+        return "aws-kms", base64.b64decode(options.kms_plaintext.read_text("utf-8").strip(), validate=True)
+    file = options.key_file or options.passphrase_file
+    secret = (file.read_text("utf-8") if file else getpass.getpass("Recovery key or passphrase: ")).rstrip("\r\n")
     text = re.sub(r"[\s-]", "", secret).upper()
     if not text.startswith("PGKEEP1"):
-        return None
-    try:
-        raw = base64.b32decode(text[7:] + "=" * (-len(text[7:]) % 8))
-    except ValueError:
-        raw = b""
+        return "passphrase", secret.encode()
+    raw = base64.b32decode(text[7:] + "=" * (-len(text[7:]) % 8))
     if len(raw) != 36 or hashlib.sha256(raw[:32]).digest()[:4] != raw[32:]:
         raise Refused("this is no pgkeep key: a letter is wrong or missing")
-    return raw[:32]
+    return "key", raw[:32]
 
 
 class Restore:
@@ -362,11 +366,10 @@ class Restore:
                 file = path + b"/" + entry[0] if path else entry[0]
                 if file == b"global/pg_control":
                     last = (file, entry)
-                elif file not in {b"backup_label", b"tablespace_map", b"backup_manifest"}:
+                elif file not in NOT_RESTORED:
                     self.write(self.place(file), entry[2], self.pieces(entry), entry[1])
-        for root, place in self.places.items():
-            if root:
-                os.symlink(place, os.path.join(self.places[b""], root))
+        for root in self.places.keys() - {b""}:
+            os.symlink(self.places[root], os.path.join(self.places[b""], root))
         wal = self.manifest["wal"]
         for name in wal["segments"]:
             plain = self.repository.wal(self.manifest["system_identifier"], name)
@@ -375,7 +378,7 @@ class Restore:
         label = self.manifest["backup_label"]
         self.write(self.place(b"backup_label"), 0o600, iter([(0, label)]), len(label))
         with open(self.place(b"postgresql.auto.conf"), "a", encoding="utf-8") as file:
-            file.writelines(f"{name} = '{value}'\n" for name, value in SAFE.items())
+            file.writelines(["\narchive_mode = off\n", *(f"{name} = ''\n" for name in SAFE)])
         self.give(self.place(b"postgresql.auto.conf"), 0o600)
         os.sync()
         if last is not None:
@@ -427,36 +430,33 @@ class Restore:
 
 def take_wal(repository: Repository, directory: Path) -> int:
     """8.2: write all WAL as files that a restore_command can copy; pieces of a segment are joined. Their number."""
-    directory.mkdir(parents=True, exist_ok=True)
     newest = {name.split("/")[1]: name for name in repository.backups()}
     sizes = {cluster: repository.manifest(name)["wal"]["segment_size"] for cluster, name in newest.items()}
     files: dict[tuple[str, str], list[str]] = {}
     for parts in (name.split("/") for name in repository.names("clusters/")):
-        if parts[2] == "wal":
-            file = parts[-1] if parts[-1].endswith(".history") else parts[-1].partition(".")[0]
+        if parts[2] == "wal" and not parts[-1].endswith(".backup"):
+            file = parts[-1] if parts[-1].endswith(".history") else parts[-1][:24]
             files.setdefault((parts[1], file), []).append(parts[-1])
     for (cluster, file), pieces in files.items():
         plain = b""
         for piece in [file] if file in pieces else sorted(pieces):
-            start = int(piece[25:33], 16) if piece != file else 0
-            if start <= len(plain):
+            start, end = (int(at, 16) for at in piece[25:].split("-")) if "-" in piece else (0, 1)
+            # what another server has archived as .partial sorts last, and counts where there is nothing else
+            if start <= len(plain) < end:
                 plain = plain[:start] + repository.wal(int(cluster), piece)
-        size = 0 if file.endswith(".history") else sizes.get(cluster, 16 << 20)
-        (directory / file).write_bytes(plain.ljust(size, b"\0"))
+        (directory / cluster).mkdir(parents=True, exist_ok=True)
+        wanted = 0 if file.endswith(".history") else sizes.get(cluster, 16 << 20)
+        (directory / cluster / file).write_bytes(plain.ljust(wanted, b"\0"))
     return len(files)
 
 
-def list_backups(repository: Repository) -> int:
-    code = 0
-    for name in repository.backups():
-        try:
-            found = repository.manifest(name)
-            facts = (found["id"], found["cluster"], found["server_version"] // 10000, found["logical_size"])
-            sys.stdout.write("{}  {}  PostgreSQL {}  {:,} bytes\n".format(*facts))
-        except Refused as error:
-            code = 1
-            sys.stdout.write(f"{error}\n")
-    return code
+def described(repository: Repository, name: str) -> str:
+    try:
+        found = repository.manifest(name)
+    except Refused as error:
+        return str(error)
+    version, size = found["server_version"] // 10000, found["logical_size"]
+    return f"{found['id']}  {found['cluster']}  PostgreSQL {version}  {size:,} bytes"
 
 
 def main() -> int:
@@ -473,23 +473,23 @@ def main() -> int:
             command.add_argument("directory", type=Path, help="empty, or not there yet")
         command.add_argument("--key-file", type=Path, help="a key file, or a file with the recovery key")
         command.add_argument("--passphrase-file", type=Path)
+        command.add_argument("--gpg", action="store_true", help="the gpg program opens it, with this user's key rings")
+        command.add_argument("--kms-plaintext", type=Path, metavar="FILE", help="what AWS KMS decrypted, in Base64")
     options = parser.parse_args()
-    file = options.key_file or options.passphrase_file
-    ask = functools.partial(getpass.getpass, "Recovery key or passphrase: ")
     try:
-        repository = Repository(options.repository, functools.partial(file.read_text, "utf-8") if file else ask)
+        repository = Repository(options.repository, functools.partial(secret_of, options))
         if options.command == "list":
-            return list_backups(repository)
-        if options.command == "wal":
+            sys.stdout.writelines(f"{described(repository, name)}\n" for name in repository.backups())
+        elif options.command == "wal":
             sys.stdout.write(f"{take_wal(repository, options.directory)} files of WAL are in {options.directory}\n")
-            return 0
-        names, wanted = repository.backups(), options.backup
-        names = names[-1:] if wanted == "latest" else [n for n in names if n.split("/")[-1].startswith(wanted)]
-        if len(names) != 1:
-            raise Refused(f"{len(names)} backups are called {wanted}; see: list")
-        Restore(repository, repository.manifest(names[0]), options).run()
-        sys.stdout.write(f"backup {names[0].split('/')[-1]} is in {options.directory}: start the server there\n")
-    except (Refused, OSError, ValueError) as error:
+        else:
+            names, wanted = repository.backups(), options.backup
+            names = names[-1:] if wanted == "latest" else [n for n in names if n.split("/")[-1].startswith(wanted)]
+            if len(names) != 1:
+                raise Refused(f"{len(names)} backups are called {wanted}; see: list")
+            Restore(repository, repository.manifest(names[0]), options).run()
+            sys.stdout.write(f"backup {names[0].split('/')[-1]} is in {options.directory}: start the server there\n")
+    except (Refused, OSError, ValueError, LookupError, zstandard.ZstdError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     return 0

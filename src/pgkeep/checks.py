@@ -327,6 +327,8 @@ def check_repository(settings: RepositorySettings, facts: ServerFacts | None) ->
     except PgkeepError as error:
         return [failed(name, error)]
     sealing = "encrypted" if repository.encrypted else "not encrypted"
+    if not repository.keys.opens_boxes:
+        sealing = "encrypted in sealed mode: this key adds and does not read data or WAL back"
     opens = Finding(name, "ok", f"{settings.url} opens and can be written, format {repository.format}, {sealing}")
     return [opens, _room(f"room in {settings.name}", repository, facts)]
 

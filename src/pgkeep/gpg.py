@@ -114,10 +114,10 @@ def encrypting(output: IO[bytes], lock: Lock) -> Iterator[IO[bytes]]:
             pass
         said = process.stderr.read()
         if process.wait() != 0:
-            raise KeyFailure(
-                f"gpg does not encrypt: {_reason(said)}",
-                hint="name the recipient by a whole fingerprint, or say that you trust the key: gpg --edit-key, then trust",
-            )
+            hint = "try it by hand: echo | gpg --symmetric --output /dev/null"
+            if lock.recipient is not None:
+                hint = "name the recipient by a whole fingerprint, or say that you trust the key: gpg --edit-key, then trust"
+            raise KeyFailure(f"gpg does not encrypt: {_reason(said)}", hint=hint)
     finally:
         if process.poll() is None:
             process.kill()

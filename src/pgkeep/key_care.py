@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgkeep.errors import KeyFailure, PgkeepError, UsageError
+from pgkeep.errors import KeyFailure, NotFoundError, PgkeepError, UsageError
 from pgkeep.opening import read_secret
 from pgkeep.repository import KeyFile, Repository, Secret, Store
 from pgkeep.repository.tree import BackupTree
@@ -49,7 +49,7 @@ def prove_key(store: Store, secret: Secret) -> Proof:
     root_keys = repository.slots.root_keys
     if not repository.keys.opens_boxes:
         raise KeyFailure(
-            "this key adds to the repository and does not read data or WAL back",
+            f"this key opens slot {own.name}, which adds to the repository and does not read data or WAL back",
             hint="verify one that reads: that of the recovery sheet, or of another host",
         )
     backups = repository.catalog.names()
@@ -94,9 +94,11 @@ def rotate_key(repositories: Sequence[Repository], old: KeyReference, new: KeyRe
     """Put a new slot in the place of the one that opened each repository; nothing that is stored is touched.
 
     ``old`` opened them. ``new`` None: a key file is written anew, a recipient or a key of a service is asked anew. First every
-    repository gets its new slot, then the key file is replaced, then the old slots go: a crash leaves both keys good, or the
-    new one. Raises UsageError where a passphrase has no successor, KeyFailure, StoreError.
+    repository gets its new slot, then the key file is replaced, then the old slots go: after a crash both keys are good, or
+    the new one, and the next rotation goes on where this one ended. Raises UsageError where a passphrase has no successor,
+    KeyFailure, StoreError.
     """
+    _finish_earlier(repositories)
     place = None
     if new is not None and new != old:
         secret, _ = new_secret(new)
@@ -122,19 +124,37 @@ def rotate_key(repositories: Sequence[Repository], old: KeyReference, new: KeyRe
     return rotated
 
 
+def _finish_earlier(repositories: Sequence[Repository]) -> None:
+    """Remove slots whose place was taken by the one that opened the repository, in a rotation that was broken off."""
+    for repository in repositories:
+        slots = repository.slots
+        with suppress(NotFoundError):
+            if slots.own.replaces is not None:
+                slots.remove(slots.own.replaces)
+
+
 def _add_to_all(repositories: Sequence[Repository], secret: Secret, place: Path | None) -> list[str]:
+    """The slots' names. ``place`` holds the secret as long as it is not in use."""
     added: list[str] = []
     try:
         for repository in repositories:
-            own = repository.slots.own
-            slot = repository.slots.add(secret, label=own.label, appends_only=own.appends_only)
-            added.append(slot.name)
+            slots, own = repository.slots, repository.slots.own
+            # one that a rotation has made which was broken off serves, too
+            name = slots.opened_by(secret, replacing=own.name) if place is not None else None
+            if name is None:
+                name = slots.add(secret, label=own.label, appends_only=own.appends_only, replaces=own.name).name
+            added.append(name)
+            if slots.unproven is not None:
+                raise slots.unproven
     except BaseException:
         # what has not been put in place yet must not stay behind as a key that opens
+        left = False
         for repository, name in zip(repositories, added, strict=False):
-            with suppress(PgkeepError):
+            try:
                 repository.slots.remove(name)
-        if place is not None:
+            except PgkeepError:
+                left = True
+        if place is not None and not left:
             place.unlink(missing_ok=True)
         raise
     return added
@@ -148,24 +168,31 @@ def _secret(key: KeyReference) -> Secret:
 
 
 def _next_key_file(path: Path, place: Path) -> KeyFile:
-    """A new key in a file beside the old one, for those who may read that."""
-    if place.exists():
-        raise KeyFailure(
-            f"{place} is there: a rotation was broken off",
-            hint=f"pgkeep key verify {place} says whether it opens the repository; if so, mv it to {path}; else remove it",
-        )
-    key = KeyFile.generate(place)
+    """A new key in a file beside the old one, for those who may read that; the one that a broken rotation left."""
+    if place.exists() and place.stat().st_size == 0:
+        # killed before it had a key
+        place.unlink()
+    key = _left_key(place) if place.exists() else KeyFile.generate(place)
     status = path.stat()
     try:
         os.chown(place, status.st_uid, status.st_gid)
         place.chmod(status.st_mode & 0o777)
     except OSError as error:
-        place.unlink()
         raise KeyFailure(
             f"cannot give {place} the owner and mode of {path}: {error.strerror}",
             hint="run it as root, or as the owner",
         ) from None
     return key
+
+
+def _left_key(place: Path) -> KeyFile:
+    try:
+        return KeyFile.read(place)
+    except KeyFailure as error:
+        raise KeyFailure(
+            f"{place} is where the new key would be written, and {error}",
+            hint=f"look at it, then remove it: rm {place}",
+        ) from None
 
 
 def _replace(place: Path, path: Path) -> None:

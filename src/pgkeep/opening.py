@@ -26,11 +26,13 @@ def open_repository(settings: RepositorySettings) -> Repository:
 
 
 def create_repository(
-    settings: RepositorySettings, share_keys_of: Repository | None = None
+    settings: RepositorySettings, *, share_keys_of: Repository | None = None, reader: Secret | None = None
 ) -> tuple[Repository, list[Finding]]:
     """Create a configured repository, once it is known what its store can do, which is written down in it.
 
-    ``share_keys_of``: with the keys of another one, so that objects can be copied between the two as they are. Returns what a person should know of the store, too. Raises RepositoryError where the place is not empty, KeyFailure, StoreError.
+    ``share_keys_of``: with the keys of another one, so that objects can be copied between the two as they are. ``reader``: in sealed
+    mode, where only this one reads data and WAL back, and the configured key adds. Returns what a person should know of the store, too.
+    Raises RepositoryError where the place is not empty, KeyFailure, StoreError.
     """
     from pgkeep.repository.store_probe import describe, probe
 
@@ -43,5 +45,5 @@ def create_repository(
     capabilities = probe(store)
     parameters = None if share_keys_of is None else share_keys_of.parameters
     keys = None if share_keys_of is None else share_keys_of.keys
-    repository = Repository.create(store, secret, parameters, capabilities, keys_of=keys)
+    repository = Repository.create(store, secret, parameters, capabilities, keys_of=keys, reader=reader)
     return repository, [] if capabilities is None else describe(f"store of {settings.name}", capabilities)

@@ -58,7 +58,7 @@ class Plan:
     """What ``carry_out`` will do.
 
     ``dsn`` holds no password; where the given one did, ``password_line`` goes to ``password_file``. ``is_configured``: the
-    cluster is in the configuration already, with this DSN and these repositories.
+    cluster is in the configuration already, with this DSN and these repositories. ``sealed``: new repositories are in sealed mode.
     """
 
     cluster: str
@@ -69,12 +69,13 @@ class Plan:
     password_file: Path | None
     password_line: str | None
     is_configured: bool
+    sealed: bool = False
 
     def describe(self) -> list[str]:
         """What will be made, a line each; empty where everything is there."""
         lines = [
             f"{'use' if repository.exists else 'create'} the repository {repository.settings.url}"
-            f"{'' if repository.settings.key.kind != 'none' else ', not encrypted'}"
+            f"{self._sealing(repository)}"
             for repository in self.repositories
         ]
         if self.new_key_file is not None:
@@ -85,6 +86,11 @@ class Plan:
             verb = "add the cluster to" if self.config_path.exists() else "write"
             lines.append(f"{verb} {self.config_path}")
         return lines
+
+    def _sealing(self, repository: PlannedRepository) -> str:
+        if repository.settings.key.kind == "none":
+            return ", not encrypted"
+        return ", which only its recovery key will read" if self.sealed and not repository.exists else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +110,12 @@ def plan_setup(
     name: str | None = None,
     urls: Sequence[str] = (),
     key: KeyReference | None = None,
+    sealed: bool = False,
 ) -> Plan:
     """Decide names and places; ``key`` None means a key file beside the configuration. Creates nothing.
 
-    Raises ConfigError where the configuration has another cluster of that name, or another key for a repository.
+    ``sealed``: see `Plan`. Raises ConfigError where the configuration has another cluster of that name, or another key for a
+    repository; UsageError where a repository cannot be sealed.
     """
     if name is not None and re.fullmatch(NAME_PATTERN, name) is None:
         raise UsageError(f"{name!r} is not a name for a cluster", hint="use letters, digits, - and _")
@@ -123,6 +131,9 @@ def plan_setup(
     cluster = name or _name_of(config, clean_dsn)
     chosen_urls = list(urls) or _default_urls(config, cluster)
     repositories = _plan_repositories(config, path, cluster, chosen_urls, key)
+    plain = next((planned.settings.url for planned in repositories if planned.settings.key.kind == "none"), None)
+    if sealed and plain is not None:
+        raise UsageError(f"{plain} is not encrypted, so nothing can be sealed in it", hint="leave --sealed out")
     names = tuple(repository.settings.name for repository in repositories)
     key_files = [r.settings.key.path for r in repositories if r.settings.key.kind == "file" and not r.exists]
     new_key_file = next((file for file in key_files if file is not None and not file.exists()), None)
@@ -135,6 +146,7 @@ def plan_setup(
         password_file=password_file if password_line is not None else None,
         password_line=password_line,
         is_configured=_is_configured(config, cluster, clean_dsn, names),
+        sealed=sealed,
     )
 
 
@@ -221,12 +233,16 @@ def carry_out(plan: Plan, facts: ServerFacts | None) -> SetupResult:
     for planned in plan.repositories:
         settings = planned.settings
         if planned.exists:
-            open_repository(settings)
+            _open_existing(settings, sealed=plan.sealed)
             continue
-        repository, found = create_repository(settings)
+        # the key that reads never touches this machine's disk
+        reader = KeyFile.new() if plan.sealed else None
+        repository, found = create_repository(settings, reader=reader)
         store_findings += found
         created.append(settings.url)
-        if repository.encrypted:
+        if reader is not None:
+            recovery_keys[settings.name] = reader.text()
+        elif repository.encrypted:
             recovery_keys[settings.name] = repository.add_recovery_key()
     if plan.password_file is not None and plan.password_line is not None:
         _write_password_file(plan.password_file, plan.password_line)
@@ -236,6 +252,15 @@ def carry_out(plan: Plan, facts: ServerFacts | None) -> SetupResult:
         created.append(str(plan.config_path))
     findings = [finding for r in plan.repositories for finding in check_repository(r.settings, facts)]
     return SetupResult(plan, tuple(created), recovery_keys, (*store_findings, *findings))
+
+
+def _open_existing(settings: RepositorySettings, *, sealed: bool) -> None:
+    repository = open_repository(settings)
+    if sealed and not repository.keys.boxes:
+        raise UsageError(
+            f"the repository {settings.url} is there already and not in sealed mode",
+            hint="sealed mode is chosen when a repository is made: name another place with --repository",
+        )
 
 
 def _make_parent(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -277,10 +278,11 @@ def test_without_checksums_contents_are_compared(make_server: MakeServer, work_d
         assert all_visible == on_pages > 100
 
 
+@pytest.mark.parametrize("within_a_second", [False, True])
 def test_a_database_that_was_copied_into_the_place_of_another_is_not_taken_for_it(
-    make_server: MakeServer, work_dir: Path
+    within_a_second: bool, make_server: MakeServer, work_dir: Path
 ) -> None:
-    """Its files have the names of before, and its pages LSNs that are older than the first backup."""
+    """Its files have the names of before, and its pages LSNs that are older than the first backup; even its times may be the same."""
     server = quiet_server(make_server, 15)
     for name in ("one", "other"):
         sql(server.dsn(), f"CREATE DATABASE {name} TEMPLATE template0")
@@ -289,9 +291,14 @@ def test_a_database_that_was_copied_into_the_place_of_another_is_not_taken_for_i
     sql(server.dsn("other"), "COMMENT ON TABLE t IS 'of the other'")
     sql(server.dsn(), "CREATE DATABASE place TEMPLATE one OID 50000 STRATEGY file_copy")
     repository = new_repository(work_dir / "repository")
+    version = server.data_directory / "base/50000/PG_VERSION"
+    now = time.time()
+    made, made_again = (now, now) if within_a_second else (now - 10, now)
+    os.utime(version, (made, made))
     local(server, repository)
     sql(server.dsn(), "DROP DATABASE place")
     sql(server.dsn(), "CREATE DATABASE place TEMPLATE other OID 50000 STRATEGY file_copy")
+    os.utime(version, (made_again, made_again))
 
     second = local(server, repository)
 

@@ -502,3 +502,32 @@ def test_a_receiver_that_dies_before_its_answer_is_a_failed_push(
 
     assert code == UNANSWERED
     assert "ended before it answered" in said
+
+
+NOT_FOR_A_PUSH = {
+    *("argon2", "boto3", "botocore", "click", "msgspec", "numpy", "obstore", "psycopg", "pydantic", "rich", "segno"),
+    *("asyncio", "concurrent.futures", "email", "logging", "multiprocessing", "pickle", "socket", "ssl", "subprocess"),
+    *("shutil", "tempfile", "tomllib", "uuid"),
+}
+OF_A_PUSH = {
+    *("errors", "units"),
+    *("postgres", "postgres.control_file", "postgres.lsn", "postgres.wal"),
+    *("repository", "repository.codec", "repository.crypto", "repository.parameters", "repository.posix"),
+    *("repository.records", "repository.repository", "repository.sealed", "repository.store"),
+    *("repository.wal_objects", "repository.keys", "repository.keys.generations", "repository.keys.local_secrets"),
+    *("repository.keys.secret", "repository.keys.slots"),
+    *("wal", "wal.claims", "wal.push", "wal.push_settings", "wal.small_files"),
+}
+
+
+def test_a_push_loads_no_more_than_it_needs(keeper: ThrowawayServer, setup: Setup) -> None:
+    """Every segment starts a program. Other kinds of keys, other stores, backups and the face of the program cost it nothing."""
+    first, second, *_ = ready(keeper)
+    assert push(keeper, direct_command(setup), first)[0] == 0, "the first one reads the configuration"
+    code, said = push(keeper, direct_command(setup).replace(" -P ", " -P -X importtime ", 1), second)
+
+    loaded = {line.rpartition("|")[2].strip() for line in said.splitlines() if line.startswith("import time:")}
+    assert code == 0
+    assert "cryptography.hazmat.primitives.ciphers.aead" in loaded
+    assert not NOT_FOR_A_PUSH & loaded
+    assert {name.removeprefix("pgkeep.") for name in loaded if name.startswith("pgkeep.")} - OF_A_PUSH == set()

@@ -312,6 +312,12 @@ class FileAssembler:
         facts, name = file.facts, os.path.basename(file.facts.path)
         if file.inline is not None:
             crc32c = google_crc32c.value(file.inline)
+            if file.inline and self._writer.boxes:
+                # its entry would be readable for who can only add
+                stored = self._writer.put(PackKind.DATA, file.inline)
+                encoded = encode_extents([Extent(0, 1, 0, stored.id)])
+                self._add(file, self._entry(file, file.received, crc32c, encoded, stored.stored_size))
+                return
             self._add(file, FileEntry(name, file.received, facts.mode, facts.mtime, crc32c, inline=file.inline))
             return
         encoded = b"".join(part for _, part in sorted(file.maps.items()))

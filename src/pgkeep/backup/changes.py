@@ -94,6 +94,10 @@ class Changes:
         if self._is_content(before, data):
             placed(before, old.stored_size(before))
             return
+        if not self.parent.reads_pages:
+            # nothing to compare its pages with
+            self.store_whole(first_page, data, placed)
+            return
         rows = self._rows(data)
         differs = (rows != self._rows(self.parent.pages(before, first_page, count))).any(axis=1)
         if self._watch is not None and differs.any():
@@ -214,7 +218,10 @@ class ChangedFile:
         self._new_size = 0
         self.is_unchanged = is_unchanged
         cell_pages = changes.cell_pages
-        self._rewritten = cells_to_rewrite(old.extents, kept_pages, changed, cell_pages)
+        # where the parent's pages cannot be read, a cell is put together when its file is read whole: see deep_check
+        self._rewritten = np.empty(0, np.uint32)
+        if changes.parent.reads_pages:
+            self._rewritten = cells_to_rewrite(old.extents, kept_pages, changed, cell_pages)
         self.untouched: list[int] = self._rewritten[~np.isin(self._rewritten, changed // cell_pages)].tolist()
 
     def take(self, pages: Pages, data: bytes, done: Callable[[], None]) -> None:

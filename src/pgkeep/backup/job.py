@@ -109,6 +109,9 @@ def _claim(repository: Repository, identity: SystemIdentity, progress: Progress)
 
 def _index_times(repository: Repository, manifest: Manifest, progress: Progress) -> None:
     """Where WAL comes by ``archive_command`` alone nobody else does it; without the index, planning a restore reads the WAL itself."""
+    if not repository.keys.opens_boxes:
+        # in sealed mode, what the receiver has not indexed waits for who reads the repository
+        return
     # only now: numpy takes a tenth of a second and 30 MB
     from pgkeep.wal.inventory import WalInventory
     from pgkeep.wal.times import WalTimes

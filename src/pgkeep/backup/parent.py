@@ -62,6 +62,8 @@ class ParentBackup:
 
     def __init__(self, manifest: Manifest, repository: Repository) -> None:
         self.manifest = manifest
+        self.reads_pages = repository.keys.opens_boxes
+        """Whether `pages` works: in sealed mode it does not for a key that only adds. All else does."""
         self._reader = repository.reader()
         self._directories = {directory.path: directory for directory in manifest.directories}
         self._listings: _Cache[bytes, _Listing] = _Cache(_LISTINGS, self._read_listing)

@@ -42,6 +42,11 @@ __all__ = ["command"]
 @click.option("--key-file", metavar="FILE", help="Use this key file; it is created where there is none.")
 @click.option("--passphrase-file", metavar="FILE", help="Use the passphrase in this file.")
 @click.option("--no-encryption", is_flag=True, help="Store everything readable for whoever can read the repository.")
+@click.option(
+    "--sealed",
+    is_flag=True,
+    help="Let this machine's key add only: data and WAL can be read with the recovery key alone.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def command(
     context: Context,
@@ -51,6 +56,7 @@ def command(
     key_file: str | None,
     passphrase_file: str | None,
     no_encryption: bool,
+    sealed: bool,
     yes: bool,
 ) -> None:
     """Check the server at DSN, and create its repository, key and configuration.
@@ -61,8 +67,10 @@ def command(
     from pgkeep.checks import check_server, first_failure
     from pgkeep.setup_cluster import carry_out, plan_setup
 
+    if sealed and no_encryption:
+        raise UsageError("--sealed and --no-encryption exclude each other", hint="leave one out")
     key = _key_reference(key_file, passphrase_file, no_encryption=no_encryption)
-    plan = plan_setup(dsn, config_path=context.config_path, name=name, urls=repositories, key=key)
+    plan = plan_setup(dsn, config_path=context.config_path, name=name, urls=repositories, key=key, sealed=sealed)
     report = check_server(dsn)
     show_findings(context.output, report.findings)
     failure = first_failure(report.findings)
@@ -129,7 +137,17 @@ def _show_recovery_keys(context: Context, result: SetupResult) -> None:
         context.output.line()
         context.output.line(f"Recovery key of repository {planned.settings.name!r}, shown only this once:", "bold")
         context.output.line(f"  {key}")
-        context.output.line(
-            f"Keep it away from this host, on paper or in a password manager. Whoever has it can read the backups. "
-            f"If {planned.settings.key.path} and this key are both lost, nobody can ever restore them."
+        alone = (
+            "It alone reads them: if it is lost, nobody can ever restore them."
+            if result.plan.sealed
+            else f"If {planned.settings.key.path} and this key are both lost, nobody can ever restore them."
         )
+        context.output.line(
+            "Keep it away from this host, on paper or in a password manager. Whoever has it can read the backups. "
+            + alone
+        )
+        if result.plan.sealed:
+            context.output.line(
+                "To restore: --key-file FILE, with the recovery key in the file. A second key that reads:"
+            )
+            context.output.line("  pgkeep key add KEY --key-file FILE")

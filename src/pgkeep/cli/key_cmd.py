@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +55,13 @@ def list_command(context: Context, chosen: Chosen) -> None:
     own = repository.slots.own.name if repository is not None and repository.encrypted else None
     roots = repository.slots.root_keys if repository is not None and repository.encrypted else None
     documents = []
-    for listed in list_slots(store):
+    found = list_slots(store)
+    replaced = {listed.slot.replaces for listed in found if listed.slot is not None}
+    for listed in found:
         slot = listed.slot
         state = "damaged" if slot is None else "leaving" if listed.leaving else "good"
+        if state == "good" and listed.name in replaced:
+            state = "replaced"
         documents.append(
             {
                 "slot": listed.name,
@@ -74,8 +79,9 @@ def list_command(context: Context, chosen: Chosen) -> None:
         [
             (
                 str(document["slot"]),
-                _KINDS.get(str(document["kind"]), "?") + ("" if document["reads"] else ", adds only"),
-                str(document["created"] or ""),
+                _KINDS.get(str(document["kind"]), "?")
+                + ("" if document["reads"] or document["kind"] is None else ", adds only"),
+                _shown_time(document["created"]),
                 str(document["label"]),
                 str(document["whose"] or ""),
                 "yours" if document["yours"] else "" if document["state"] == "good" else str(document["state"]),
@@ -83,6 +89,8 @@ def list_command(context: Context, chosen: Chosen) -> None:
             for document in documents
         ],
     )
+    if any(document["state"] == "replaced" for document in documents):
+        context.output.line("a rotation was broken off: pgkeep key rotate removes the slot that was replaced", "yellow")
     if trouble is not None:
         context.output.line(f"none of them was opened: {trouble}", "yellow")
     elif own is None:
@@ -112,8 +120,9 @@ def add(context: Context, chosen: Chosen, key: str, label: str, adds_only: bool)
     reference = _reference(key)
     repository = chosen.open()
     secret, made = new_secret(reference)
+    slots = repository.slots
     try:
-        slot = repository.slots.add(secret, label=label, appends_only=adds_only)
+        slot = slots.add(secret, label=label, appends_only=adds_only)
     except PgkeepError:
         if made and reference.path is not None:
             reference.path.unlink()
@@ -121,7 +130,11 @@ def add(context: Context, chosen: Chosen, key: str, label: str, adds_only: bool)
     if made:
         context.output.line(f"created the key file {reference.path}")
     context.output.line(f"{reference} opens the repository now (slot {slot.name})", "green")
-    context.output.document({"slot": slot.name, "key": str(reference), "created_key_file": made})
+    if slots.unproven is not None:
+        context.output.line(f"that is not proven, since it cannot be opened here: {slots.unproven}", "yellow")
+        context.output.line(f"where it can be: pgkeep key verify {reference}")
+    proven = slots.unproven is None
+    context.output.document({"slot": slot.name, "key": str(reference), "created_key_file": made, "proven": proven})
 
 
 @command.command("remove", epilog=examples("pgkeep key remove 1f2e3d4c", "pgkeep key remove 1f2e --key-file sheet.key"))
@@ -262,7 +275,9 @@ def verify(context: Context, chosen: Chosen, key: str | None) -> None:
     """
     from pgkeep.key_care import prove_key
 
-    proof = prove_key(chosen.store(), _given(key))
+    # what stands before the configuration in other commands does here, too
+    named = chosen.key() if key is None and not chosen.is_configured else None
+    proof = prove_key(chosen.store(), _given(key if named is None else str(named)))
     context.output.line(f"the key opens slot {proof.slot} and has all {proof.root_keys} root keys", "green")
     for name in proof.objects:
         context.output.line(f"  decrypted {name}")
@@ -271,6 +286,15 @@ def verify(context: Context, chosen: Chosen, key: str | None) -> None:
     context.output.document(
         {"slot": proof.slot, "root_keys": proof.root_keys, "decrypted": list(proof.objects), "ok": True}
     )
+
+
+def _shown_time(created: object) -> str:
+    from pgkeep.units import format_time
+
+    try:
+        return format_time(datetime.fromisoformat(str(created)))
+    except ValueError:
+        return ""
 
 
 def _reference(text: str) -> KeyReference:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +18,9 @@ __all__ = ["LANGUAGES", "Sheet", "find_recovery_key"]
 
 LANGUAGES = ("en", "ko")
 
-_GROUPS_IN_LINE = 5
+_GROUPS_IN_LINE = 4
+_WIDTHS = {"en": 78, "ko": 46}
+"""Letters in a line of text; Korean ones are twice as wide."""
 _SEPARATED = re.compile(r"PGKEEP1(?:[\s-]*[A-Za-z2-7]){58}")
 _TAG = re.compile(r"<(style|head)\b.*?</\1>|<[^>]*>", re.DOTALL)
 
@@ -119,15 +123,25 @@ class Sheet:
     def text(self) -> str:
         """Plain text; the code is drawn with block characters, to be printed in a monospaced font."""
         words = self._words()
+        width = _WIDTHS[self.language]
         rule = "-" * 78
-        lines = [str(words["title"]).upper(), rule, str(words["warning"]), ""]
+        lines = [str(words["title"]).upper(), rule, *textwrap.wrap(str(words["warning"]), width), ""]
         lines += [f"{name}: {value}" for name, value in self._facts()]
         lines += [f"{words['kept']}: {'_' * 40}", "", f"{words['key']}:", ""]
         lines += [f"    {line}" for line in self._key_lines()]
-        lines += ["", str(words["key note"]), "", *(f"    {line}" for line in self._blocks()), rule]
+        lines += [
+            "",
+            *textwrap.wrap(str(words["key note"]), width),
+            "",
+            *(f"    {line}" for line in self._blocks()),
+            rule,
+        ]
         for heading, steps in (("use", "steps"), ("care", "care steps")):
             lines += ["", f"{words[heading]}:"]
-            lines += [f"  {number}. {step}" for number, step in enumerate(self._steps(steps), 1)]
+            for number, step in enumerate(self._steps(steps), 1):
+                # an address or a command is not broken: it is typed
+                wrapped = textwrap.wrap(step, width - 5, break_long_words=False, break_on_hyphens=False)
+                lines += [f"  {number}. {wrapped[0]}", *(f"     {line}" for line in wrapped[1:])]
         return "\n".join(lines) + "\n"
 
     def html(self) -> str:
@@ -172,7 +186,7 @@ class Sheet:
     def _steps(self, name: str) -> Sequence[str]:
         steps = self._words()[name]
         assert isinstance(steps, tuple)
-        return [step.format(url=self.url, slot=self.slot) for step in steps]
+        return [step.format(url=shlex.quote(self.url), slot=self.slot) for step in steps]
 
     def _key_lines(self) -> list[str]:
         groups = self.key.split("-")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgkeep.cli.options import Context, cluster_option
+from pgkeep.errors import UsageError
 
 if TYPE_CHECKING:
     from pgkeep.config import KeyReference
@@ -28,7 +29,11 @@ class Chosen:
         repository: str | None,
         key_file: Path | None,
         passphrase_file: Path | None,
+        key: str | None = None,
     ) -> None:
+        if sum(given is not None for given in (key_file, passphrase_file, key)) > 1:
+            raise UsageError("--key, --key-file and --passphrase-file exclude each other", hint="leave all but one out")
+        self._key = _parse_key(key)
         self._context = context
         self._cluster = cluster
         self._repository = repository
@@ -49,12 +54,14 @@ class Chosen:
     @property
     def is_configured(self) -> bool:
         """Whether it is one of the configuration, opened by what that says."""
-        return not self._is_address and self._key_file is None and self._passphrase_file is None
+        return not self._is_address and self._key_file is None and self._passphrase_file is None and self._key is None
 
     def key(self) -> KeyReference | None:
         """What opens it: of the command line, else of the configuration; None where an address came without one."""
         from pgkeep.config import KeyReference
 
+        if self._key is not None:
+            return self._key
         if self._key_file is not None:
             return KeyReference(kind="file", path=self._key_file.absolute())
         if self._passphrase_file is not None:
@@ -128,13 +135,14 @@ class Chosen:
         for option, path in (("--key-file", self._key_file), ("--passphrase-file", self._passphrase_file)):
             if path is not None:
                 words += [option, str(path.absolute())]
-        return words
+        return words if self._key is None else [*words, "--key", str(self._key)]
 
     def files(self) -> list[str]:
         """The files that say where the repositories are, and that open them."""
         from pgkeep.config import find_config
 
-        given = [path for path in (self._key_file, self._passphrase_file) if path is not None]
+        named = None if self._key is None else self._key.path
+        given = [path for path in (self._key_file, self._passphrase_file, named) if path is not None]
         config_path = find_config(self._context.config_path)
         if self._is_address or config_path is None:
             return [str(path.absolute()) for path in given]
@@ -151,6 +159,10 @@ class Chosen:
     def _secret(self) -> Secret | None:
         from pgkeep.repository import KeyFile, Passphrase
 
+        if self._key is not None:
+            from pgkeep.opening import read_secret
+
+            return read_secret(self._key)
         if self._key_file is not None:
             return KeyFile.read(self._key_file)
         return None if self._passphrase_file is None else Passphrase.read(self._passphrase_file)
@@ -172,6 +184,12 @@ def repository_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--passphrase-file", type=click.Path(dir_okay=False, path_type=Path), help="The same for a passphrase."
     )
+    @click.option(
+        "--key",
+        "named_key",
+        metavar="KEY",
+        help="The same for a key of any kind, as the configuration names it: gpg:RECIPIENT, aws-kms:ID.",
+    )
     @functools.wraps(function)
     def with_chosen(
         context: Context,
@@ -180,9 +198,21 @@ def repository_options(function: Callable[..., Any]) -> Callable[..., Any]:
         repository: str | None,
         key_file: Path | None,
         passphrase_file: Path | None,
+        named_key: str | None,
         **options: Any,
     ) -> Any:
-        chosen = Chosen(context, cluster, repository, key_file, passphrase_file)
+        chosen = Chosen(context, cluster, repository, key_file, passphrase_file, named_key)
         return function(context, *arguments, chosen=chosen, **options)
 
     return cluster_option(with_chosen)
+
+
+def _parse_key(text: str | None) -> KeyReference | None:
+    if text is None:
+        return None
+    from pgkeep.config import KeyReference
+
+    try:
+        return KeyReference.parse(text)
+    except ValueError as error:
+        raise UsageError(str(error), hint="name the key as the configuration does") from None

@@ -54,7 +54,7 @@ def create(context: Context, name: str, share_keys_of: str | None) -> None:
     if new_key:
         assert settings.key.path is not None
         KeyFile.generate(settings.key.path)
-    repository, findings = create_repository(settings, shared)
+    repository, findings = create_repository(settings, share_keys_of=shared)
     recovery_key = repository.add_recovery_key() if repository.encrypted else None
     show_findings(context.output, findings)
     context.output.line(f"repository {name} is created at {settings.url}", "green")

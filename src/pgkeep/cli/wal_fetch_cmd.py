@@ -210,7 +210,7 @@ class _Fetch:
         from pgkeep.wal.fetch_source import WalSource
 
         named = self._options["repository"]
-        if named is not None or self._options["key_file"] or self._options["passphrase_file"]:
+        if named is not None or any(self._options[name] for name in ("key_file", "passphrase_file", "named_key")):
             return [WalSource.of(named or "the repository", self._chosen.open, system_identifier)]
         config = self._context.config()
 

@@ -59,14 +59,19 @@ class PageCheck:
     recent: int
 
 
-def verify_pages(buffer: BytesLike, *, first_block: int, start_lsn: int | None) -> PageCheck:
-    """Check the checksums of a run of pages by the rule of the server's own base backup.
+def verify_pages(buffer: BytesLike, *, first_block: int | _Words, start_lsn: int | None) -> PageCheck:
+    """Check the checksums of pages by the rule of the server's own base backup.
 
     New pages (``pd_upper`` 0) are skipped, and, with ``start_lsn``, pages that were changed at or after it: they may be
-    torn, and WAL replay replaces them. ``first_block`` is the relation-wide number of the first page: blocks in the
-    segments before it included. Raises ValueError where the buffer is no whole number of pages.
+    torn, and WAL replay replaces them. ``first_block`` is the relation-wide number of the first page of a run, blocks in the
+    segments before it included, or the numbers of all pages. Raises ValueError where the buffer is no whole number of pages.
     """
     pages = _pages(buffer)
+    blocks = (
+        np.arange(first_block, first_block + len(pages), dtype=np.uint32)
+        if isinstance(first_block, int)
+        else first_block
+    )
     wanted = _upper(pages) != 0
     new = len(pages) - int(np.count_nonzero(wanted))
     recent = 0
@@ -76,14 +81,15 @@ def verify_pages(buffer: BytesLike, *, first_block: int, start_lsn: int | None) 
     failures = np.empty(0, np.uint32)
     checked = len(pages) - new - recent
     if checked:
-        wanted &= _checksums(pages, first_block) != pages[:, _CHECKSUM_WORD] & _LOW_HALF
-        failures = (np.flatnonzero(wanted) + first_block).astype(np.uint32)
+        wanted &= _checksums(pages, blocks) != pages[:, _CHECKSUM_WORD] & _LOW_HALF
+        failures = blocks[wanted]
     return PageCheck(failures, checked, new, recent)
 
 
 def page_checksums(buffer: BytesLike, first_block: int) -> npt.NDArray[np.uint16]:
     """The checksum that each page should carry, new pages included; raises ValueError for a part of a page."""
-    return _checksums(_pages(buffer), first_block)
+    pages = _pages(buffer)
+    return _checksums(pages, np.arange(first_block, first_block + len(pages), dtype=np.uint32))
 
 
 def page_lsns(buffer: BytesLike) -> npt.NDArray[np.uint64]:
@@ -142,12 +148,12 @@ def _lsns(pages: _Words) -> npt.NDArray[np.uint64]:
     return lsns
 
 
-def _checksums(pages: _Words, first_block: int) -> npt.NDArray[np.uint16]:
+def _checksums(pages: _Words, blocks: _Words) -> npt.NDArray[np.uint16]:
     count = len(pages)
     folded = np.empty(count, np.uint32)
     for first in range(0, count, _BATCH):
         folded[first : first + _BATCH] = _sums(pages[first : first + _BATCH])
-    folded ^= np.arange(first_block, first_block + count, dtype=np.uint32)
+    folded ^= blocks
     folded %= np.uint32(65535)
     folded += np.uint32(1)
     return folded.astype(np.uint16)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pgkeep.repository.keys import AwsKmsKey, KeyFile, OpenPgpRecipient, Passphrase, Secret
+from pgkeep.repository.keys import KeyFile, Passphrase, Secret
 from pgkeep.repository.repository import Repository, exists
 from pgkeep.repository.store import Capabilities, Store, open_store
 
 __all__ = [
-    "AwsKmsKey",
     "Capabilities",
     "KeyFile",
-    "OpenPgpRecipient",
     "Passphrase",
     "Repository",
     "Secret",

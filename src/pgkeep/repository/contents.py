@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from pgkeep.errors import DamageError, PgkeepError
-from pgkeep.repository.codec import Codec, compress
+from pgkeep.repository.codec import FRAME_SIZE, Codec, compress
 from pgkeep.repository.crypto import KeyRing
 from pgkeep.repository.index import Index, Location, write_index
 from pgkeep.repository.packs import (
@@ -32,6 +33,7 @@ from pgkeep.repository.store import ObjectMissing, Store
 __all__ = [
     "ContentReader",
     "ContentWriter",
+    "IsWanted",
     "Location",
     "Parameters",
     "StoredContent",
@@ -51,6 +53,10 @@ _TABLES_AT_ONCE = 1000
 _GAP = 64 << 10
 _SPAN = 4 << 20
 """A read passes over gaps up to `_GAP` and fetches up to `_SPAN` bytes at once."""
+
+
+IsWanted = Callable[[bytes, int, int], bool]
+"""Asked for a content's id, a first byte and an end: whether what lies between is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,8 @@ class ContentWriter:
         known = self._known_or_claimed(content_id)
         if known is not None:
             return StoredContent(content_id, known, new=False)
-        compressed, codec = compress(plain, self._parameters.compression_level), Codec.ZSTD
+        frame_size = FRAME_SIZE if kind is PackKind.DATA else None
+        compressed, codec = compress(plain, self._parameters.compression_level, frame_size), Codec.ZSTD
         if len(compressed) >= len(plain):
             compressed, codec = bytes(plain), Codec.RAW
         return self._add(kind, content_id, compressed, plain, codec)
@@ -157,6 +164,11 @@ class ContentWriter:
     def content_id(self, plain: bytes | bytearray | memoryview) -> bytes:
         """The id that a content has, stored or not."""
         return self._keys.content_id(plain)
+
+    @property
+    def boxes(self) -> bool:
+        """Whether the repository is in sealed mode: no byte of data may stand in metadata."""
+        return self._keys.boxes
 
     def flush(self) -> None:
         """Return when every content given so far is durable and in the index. No `put` may run meanwhile."""
@@ -255,19 +267,46 @@ class ContentReader:
 
     def read(self, pack: str, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
         """The plain bytes of contents of one pack, given in order of offset, by one range read."""
-        return ((entry, plain) for entry, _, plain in self.read_both(pack, entries))
+        reader, sealed = self._fetch(pack, entries)
+        for entry in entries:
+            yield entry, reader.open(entry, sealed(entry))
 
     def read_both(self, pack: str, entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, bytes, bytes]]:
         """`read`, with the compressed bytes before the plain ones."""
+        reader, sealed = self._fetch(pack, entries)
+        for entry in entries:
+            yield entry, *reader.open_both(entry, sealed(entry))
+
+    def read_into(
+        self,
+        room: Callable[[int], memoryview],
+        pack: str,
+        entries: Sequence[PackEntry],
+        is_wanted: IsWanted | None = None,
+    ) -> Iterator[tuple[PackEntry, memoryview]]:
+        """`read`, each content into a room that is asked for with its size.
+
+        With ``is_wanted``, asked for a content's id, a first byte and an end, there is anything where a content is not wanted.
+        """
+        reader, sealed = self._fetch(pack, entries)
+        for entry in entries:
+            place = room(entry.plain_size)
+            reader.open_into(place, entry, sealed(entry), None if is_wanted is None else partial(is_wanted, entry.id))
+            yield entry, place
+
+    def _fetch(self, pack: str, entries: Sequence[PackEntry]) -> tuple[PackReader, Callable[[PackEntry], memoryview]]:
         first, last = entries[0], entries[-1]
         try:
             data = memoryview(self._store.get(pack, first.offset, last.offset + last.stored_size - first.offset))
             reader = self._pack(pack)
         except ObjectMissing:
             raise DamageError(f"{pack} is gone", object_name=pack) from None
-        for entry in entries:
+
+        def sealed(entry: PackEntry) -> memoryview:
             start = entry.offset - first.offset
-            yield entry, *reader.open_both(entry, data[start : start + entry.stored_size])
+            return data[start : start + entry.stored_size]
+
+        return reader, sealed
 
     def block_sums(self, pack: str) -> dict[int, bytes]:
         """The sums of the blocks of each content of a pack, by its offset; see `pgkeep.repository.packs.read_block_sums`."""

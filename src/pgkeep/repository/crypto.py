@@ -193,6 +193,11 @@ class KeyRing:
         generation = self._newest()[1]
         return generation.public is None or generation.private is not None
 
+    def require_reading(self) -> None:
+        """Raises KeyFailure where this holder cannot read data and WAL back, for jobs that would find out late."""
+        if not self.opens_boxes:
+            raise _cannot_read()
+
     def new_seal(self, purpose: str, *, boxed: bool = False) -> NewSeal:
         """A fresh salt and the sealer that goes with it, under the newest root key.
 
@@ -218,16 +223,17 @@ class KeyRing:
         if generation.public is None:
             raise DamageError("it names a key of sealed mode, and this repository has none")
         if generation.private is None:
-            raise KeyFailure(
-                "this key adds to the repository and does not read data or WAL back",
-                hint="give one that does: --key-file FILE with the recovery key, or another key",
-            )
+            raise _cannot_read()
         private = X25519PrivateKey.from_private_bytes(generation.private)
         try:
             shared = private.exchange(X25519PublicKey.from_public_bytes(salt))
         except ValueError:
             raise DamageError("its salt is no public key") from None
         return self._boxed_sealer(generation, shared, salt, purpose)
+
+    def digest_key(self, salt: bytes, purpose: str, mode: int) -> bytes:
+        """The key under which who cannot open an object tells whether it holds bytes that he has himself."""
+        return derive_key(self._generation(mode & ~BOXED).root, salt, f"{purpose} digest")
 
     def _boxed_sealer(self, generation: Generation, shared: bytes, salt: bytes, purpose: str) -> Sealer:
         # the root key goes in, so that only who holds it can seal; the public key, so that the key is for this pair alone
@@ -246,3 +252,10 @@ class KeyRing:
         if number:
             raise DamageError(f"it names generation {number} of the root key, and there is only one")
         return Generation(self.root_key)
+
+
+def _cannot_read() -> KeyFailure:
+    return KeyFailure(
+        "this key adds to the repository and does not read data or WAL back",
+        hint="give one that does: --key-file FILE with the recovery key, or another key",
+    )

@@ -135,9 +135,16 @@ def _from_boto3(profile: str) -> Callable[[], S3Credential]:
     if importlib.util.find_spec("boto3") is None:
         raise ConfigError(
             f"the profile {profile!r} takes a role or single sign-on, which needs Amazon's own library",
-            hint="pip install boto3, or give the profile a credential_process",
+            hint="pip install 'pgkeep[aws]', or give the profile a credential_process",
         )
     import boto3  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from botocore.exceptions import BotoCoreError  # type: ignore[import-not-found,import-untyped,unused-ignore]
     from obstore.auth.boto3 import Boto3CredentialProvider  # type: ignore[import-not-found,unused-ignore]
 
-    return Boto3CredentialProvider(boto3.session.Session(profile_name=profile))
+    try:
+        return Boto3CredentialProvider(boto3.session.Session(profile_name=profile))
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigError(
+            f"the profile {profile!r} gives no credentials: {error}",
+            hint=f"aws sts get-caller-identity --profile {profile} says more",
+        ) from None

@@ -26,7 +26,7 @@ from enum import IntEnum
 from itertools import accumulate
 
 from pgkeep.errors import DamageError
-from pgkeep.repository.codec import Codec, decompress
+from pgkeep.repository.codec import Codec, decompress, decompress_into
 from pgkeep.repository.crypto import BOXED, ID_SIZE, TAG_SIZE, KeyRing, Sealer, Suite
 from pgkeep.repository.store import Buffer, Store
 
@@ -152,20 +152,42 @@ class PackReader:
         """A reader for a pack in a store. Raises ObjectMissing, DamageError."""
         return cls(keys, name, store.get(name, 0, _HEADER.size))
 
+    def open_into(
+        self, room: memoryview, entry: PackEntry, sealed: Buffer, is_wanted: Callable[[int, int], bool] | None = None
+    ) -> None:
+        """`open` into ``room``, which has the content's size.
+
+        With ``is_wanted`` (see `decompress_into`) only what is wanted; what is stored is checked whole, and not what comes of it.
+        """
+        try:
+            decompress_into(room, self._unsealed(entry, sealed), entry.codec, is_wanted)
+        except DamageError as error:
+            raise _damaged(self._name, f"{error} (at byte {entry.offset})") from None
+        if is_wanted is None:
+            self._check_id(entry, room)
+
+    def _check_id(self, entry: PackEntry, plain: Buffer) -> None:
+        if entry.id != _SUMS_ID and self._keys.content_id(plain) != entry.id:
+            raise _damaged(self._name, f"the content at byte {entry.offset} is not what its id names")
+
+    def _unsealed(self, entry: PackEntry, sealed: Buffer) -> bytes:
+        associated = _associated(self._keys, self._kind, entry.id, entry.plain_size, entry.codec)
+        return self._sealer.open(_nonce(entry.offset), sealed, associated)
+
     def open(self, entry: PackEntry, sealed: Buffer) -> bytes:
         """The plain bytes of a content, checked against its id. Raises DamageError naming the pack."""
         return self.open_both(entry, sealed)[1]
 
     def open_both(self, entry: PackEntry, sealed: Buffer) -> tuple[bytes, bytes]:
         """`open`, with the compressed bytes before the plain ones."""
-        associated = _associated(self._keys, self._kind, entry.id, entry.plain_size, entry.codec)
         try:
-            compressed = self._sealer.open(_nonce(entry.offset), sealed, associated)
+            compressed = self._unsealed(entry, sealed)
             plain = decompress(compressed, entry.codec, entry.plain_size)
         except DamageError as error:
             raise _damaged(self._name, f"{error} (at byte {entry.offset})") from None
-        if len(plain) != entry.plain_size or (entry.id != _SUMS_ID and self._keys.content_id(plain) != entry.id):
-            raise _damaged(self._name, f"the content at byte {entry.offset} is not what its id names")
+        if len(plain) != entry.plain_size:
+            raise _damaged(self._name, f"the content at byte {entry.offset} is not as long as it says")
+        self._check_id(entry, plain)
         return compressed, plain
 
 

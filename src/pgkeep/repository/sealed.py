@@ -4,11 +4,13 @@
 
     header   48 bytes   magic "pgkeepO1" · type u8 · suite u8 · key mode u8 · codec u8 · chunk size u32 · salt (32)
     chunk i             stored length u32 · sealed bytes
+    digest   32 bytes   keyed BLAKE3 of the plain text; only where the key mode is that of sealed mode
     check    32 bytes   SHA-256 of all bytes before it, so that anyone can scrub without a key
 
 Integers are little-endian. Chunk ``i`` is sealed with nonce ``u32 last · u64 i`` (``last`` is 1 for the final chunk,
 else 0: cutting the object or adding to it fails) and with the associated data
-``"pgkeep/1 object" · family · header · name``: an object moved to another name does not open.
+``"pgkeep/1 object" · family · header · name``: an object moved to another name does not open. The digest is for those
+who add and cannot open: by it they know whether an object holds what they would store under its name.
 """
 
 from __future__ import annotations
@@ -19,16 +21,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from blake3 import blake3
+
 from pgkeep.errors import DamageError
 from pgkeep.repository.codec import Codec, compress, decompress
-from pgkeep.repository.crypto import KeyRing
-from pgkeep.repository.store import Buffer, Store
+from pgkeep.repository.crypto import BOXED, KeyRing, Sealer
+from pgkeep.repository.store import Buffer, ObjectMissing, Store
 
 __all__ = [
     "ObjectSealer",
     "ObjectType",
     "check_sealed",
     "check_sealed_bytes",
+    "holds",
     "open_parts",
     "read_sealed",
     "stream_sealed",
@@ -39,6 +44,7 @@ _MAGIC = b"pgkeepO1"
 _HEADER = struct.Struct("<8sBBBBI32s")
 _LENGTH = struct.Struct("<I")
 _CHECK_SIZE = 32
+_DIGEST_SIZE = 32
 _CHUNK_SIZE = 1 << 20
 """Plain bytes in a chunk: what a reader holds beside the object."""
 
@@ -65,10 +71,13 @@ class _Header:
 
 
 class ObjectSealer:
-    """Seals one object piece by piece: it holds the compressed object and one plain chunk."""
+    """Seals one object piece by piece: it holds the compressed object and one plain chunk.
 
-    def __init__(self, keys: KeyRing, name: str, type_: ObjectType, *, level: int = 3) -> None:
-        seal = keys.new_seal(_purpose(type_), boxed=type_ is ObjectType.WAL)
+    ``boxed``: it is data, which only a reader opens in sealed mode.
+    """
+
+    def __init__(self, keys: KeyRing, name: str, type_: ObjectType, *, level: int = 3, boxed: bool = False) -> None:
+        seal = keys.new_seal(_purpose(type_), boxed=boxed)
         header = _HEADER.pack(_MAGIC, type_, keys.suite, seal.mode, Codec.ZSTD, _CHUNK_SIZE, seal.salt)
         self.name = name
         self._sealer = seal.sealer
@@ -76,11 +85,16 @@ class ObjectSealer:
         self._level = level
         self._parts = [header]
         self._digest = hashlib.sha256(header)
+        self._plain_digest = None
+        if seal.mode & BOXED:
+            self._plain_digest = blake3(key=keys.digest_key(seal.salt, _purpose(type_), seal.mode))
         self._pending = bytearray()
         self._number = 0
 
     def write(self, plain: Buffer) -> None:
         """Add bytes."""
+        if self._plain_digest is not None:
+            self._plain_digest.update(plain)
         self._pending += plain
         while len(self._pending) > _CHUNK_SIZE:
             self._seal(bytes(self._pending[:_CHUNK_SIZE]), last=False)
@@ -89,15 +103,26 @@ class ObjectSealer:
     def finish(self) -> list[bytes]:
         """The object's parts; nothing can be added after it."""
         self._seal(bytes(self._pending), last=True)
+        self._pending.clear()
+        if self._plain_digest is not None:
+            self._append(self._plain_digest.digest())
         return [*self._parts, self._digest.digest()]
+
+    def plain(self) -> bytes:
+        """What was written to a sealer that is finished; no other key opens it for who can only add."""
+        data = memoryview(b"".join(self._parts))
+        end = len(data) - (_DIGEST_SIZE if self._plain_digest is not None else 0)
+        return b"".join(_open_each(data, end, Codec.ZSTD, _CHUNK_SIZE, self._sealer, self._associated))
 
     def _seal(self, plain: bytes, *, last: bool) -> None:
         sealed = self._sealer.seal(_nonce(self._number, last=last), compress(plain, self._level), self._associated)
-        length = _LENGTH.pack(len(sealed))
-        self._digest.update(length)
-        self._digest.update(sealed)
-        self._parts += (length, sealed)
+        self._append(_LENGTH.pack(len(sealed)))
+        self._append(sealed)
         self._number += 1
+
+    def _append(self, part: bytes) -> None:
+        self._digest.update(part)
+        self._parts.append(part)
 
 
 def write_sealed(store: Store, keys: KeyRing, name: str, type_: ObjectType, plain: Buffer) -> None:
@@ -129,6 +154,23 @@ def open_parts(parts: Sequence[Buffer], keys: KeyRing, name: str, type_: ObjectT
     data = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
     try:
         return b"".join(_open_chunks(data, keys, name, type_))
+    except DamageError as error:
+        raise _damaged(name, error) from None
+
+
+def holds(store: Store, keys: KeyRing, name: str, type_: ObjectType, plain: Buffer) -> bool:
+    """Whether an object is there and its plain text is this; takes no key that reads. Raises DamageError, StoreError."""
+    try:
+        data = memoryview(store.get(name))
+    except ObjectMissing:
+        return False
+    try:
+        _check(data)
+        header = _read_header(data)
+        if header.type is not type_ or not header.key_mode & BOXED:
+            return b"".join(_open_chunks(data, keys, name, type_)) == plain
+        key = keys.digest_key(header.salt, _purpose(type_), header.key_mode)
+        return blake3(plain, key=key).digest() == data[-_CHECK_SIZE - _DIGEST_SIZE : -_CHECK_SIZE]
     except DamageError as error:
         raise _damaged(name, error) from None
 
@@ -174,7 +216,14 @@ def _open_chunks(data: memoryview, keys: KeyRing, name: str, type_: ObjectType) 
         raise DamageError(f"it is not a {type_.name.lower()} of this repository")
     sealer = keys.sealer(header.salt, _purpose(type_), header.key_mode)
     associated = _associated(keys, header.encoded, name)
-    position, end, number = _HEADER.size, len(data) - _CHECK_SIZE, 0
+    end = len(data) - _CHECK_SIZE - (_DIGEST_SIZE if header.key_mode & BOXED else 0)
+    yield from _open_each(data, end, header.codec, header.chunk_size, sealer, associated)
+
+
+def _open_each(
+    data: memoryview, end: int, codec: Codec, chunk_size: int, sealer: Sealer, associated: bytes
+) -> Iterator[bytes]:
+    position, number = _HEADER.size, 0
     while position < end or number == 0:
         start = position + _LENGTH.size
         if start > end:
@@ -183,7 +232,7 @@ def _open_chunks(data: memoryview, keys: KeyRing, name: str, type_: ObjectType) 
         if position > end:
             raise DamageError("a chunk is cut off")
         compressed = sealer.open(_nonce(number, last=position == end), data[start:position], associated)
-        yield decompress(compressed, header.codec, header.chunk_size)
+        yield decompress(compressed, codec, chunk_size)
         number += 1
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from pgkeep.errors import StoreError
 from pgkeep.repository.crypto import KeyRing
-from pgkeep.repository.sealed import ObjectSealer, ObjectType, open_parts, read_sealed, stream_sealed
+from pgkeep.repository.sealed import ObjectSealer, ObjectType, holds, read_sealed, stream_sealed
 from pgkeep.repository.store import Buffer, ObjectExists, ObjectMissing, Store
 
 __all__ = ["DifferentWalError", "WalArchive", "piece_name", "split_piece"]
@@ -57,7 +57,9 @@ class WalArchive:
 
     def sealer(self, name: str) -> ObjectSealer:
         """Takes the bytes of a segment or piece as they come; `keep` makes them durable."""
-        return ObjectSealer(self._keys, self.object_name(name), ObjectType.WAL, level=_LEVEL)
+        # a timeline's history is no data, and whoever writes WAL has to read it
+        boxed = not name.endswith(".history")
+        return ObjectSealer(self._keys, self.object_name(name), ObjectType.WAL, level=_LEVEL, boxed=boxed)
 
     def keep(self, sealer: ObjectSealer) -> int:
         """Make a segment durable; returns its stored size.
@@ -68,8 +70,7 @@ class WalArchive:
         try:
             self._store.put(name, parts)
         except ObjectExists:
-            there = read_sealed(self._store, self._keys, name, ObjectType.WAL)
-            if there != open_parts(parts, self._keys, name, ObjectType.WAL):
+            if not holds(self._store, self._keys, name, ObjectType.WAL, sealer.plain()):
                 raise DifferentWalError(
                     f"{name} exists with other content",
                     hint="another server writes this timeline, or the cluster was made anew: give it its own repository",
@@ -79,7 +80,12 @@ class WalArchive:
 
     def unseal(self, sealer: ObjectSealer) -> bytes:
         """The bytes that a sealer took, for keeping them under another name."""
-        return open_parts(sealer.finish(), self._keys, sealer.name, ObjectType.WAL)
+        sealer.finish()
+        return sealer.plain()
+
+    def holds(self, name: str, plain: Buffer) -> bool:
+        """Whether it is there with these bytes; takes no key that reads. Raises DamageError, StoreError."""
+        return holds(self._store, self._keys, self.object_name(name), ObjectType.WAL, plain)
 
     def put(self, name: str, plain: Buffer) -> int:
         """`keep` bytes that are all here."""

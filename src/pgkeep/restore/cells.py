@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,10 @@ __all__ = ["Cell", "FileCells", "Rows", "Window", "spread"]
 
 Rows = npt.NDArray[np.uint8]
 """Pages, one a row."""
+
+
+Plain = memoryview
+"""The bytes of a content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,57 +189,81 @@ class Window:
             for content, cell in zip(self.contents, self.number[first].tolist(), strict=True)
         }
 
-    def hold(self, content: int, plain: bytes) -> None:
+    def is_wanted(self, content: bytes, start: int, end: int) -> bool:
+        """Whether any cell needs what lies between two bytes of a content."""
+        pages = self._wanted[self.number_of[content]]
+        first, last = start // self.page_size, -(-end // self.page_size)
+        return int(np.searchsorted(pages, first)) < int(np.searchsorted(pages, last))
+
+    @cached_property
+    def _wanted(self) -> list[Positions]:
+        """For each content its pages that are needed, ascending."""
+        order = np.argsort(self.content, kind="stable")
+        pages = spread(self.parts["content_page"][order], self.parts["pages"][order])
+        content = np.repeat(self.content[order], self.parts["pages"][order])
+        return np.split(pages[np.lexsort((pages, content))], np.searchsorted(content, np.arange(1, len(self.contents))))
+
+    def hold(self, content: int, plain: Plain) -> None:
         """Keep what is needed of a content; safe for threads. Raises DamageError."""
         kept = self._kept[content]
         rows = self._rows_of(plain)
         if self.contents[content] not in self._whole:
             parts = self.held[content]
-            rows = rows[spread(self.parts["content_page"][parts], self.parts["pages"][parts])]
+            pages = spread(self.parts["content_page"][parts], self.parts["pages"][parts])
+            if int(pages.max()) >= len(rows):
+                raise _too_short(self.cells[int(self.number[parts[0]])], self.contents[content])
+            rows = rows[pages]
         kept.rows = rows
 
-    def single(self, cell: int, plain: bytes) -> memoryview | None:
+    def single(self, cell: int, plain: Plain) -> memoryview | None:
         """The bytes of a cell that lies in its own content in one piece, None for any other. Raises DamageError."""
         begin, _ = self._bounds(cell)
         if self.cells[cell].is_partial or len(self.cells[cell].extents) > 1 or not self.is_own[begin]:
             return None
         start = int(self.parts["content_page"][begin]) * self.page_size
         size = self.cells[cell].size
-        data = memoryview(plain)[start : start + size]
+        data = plain[start : start + size]
         if len(data) != size:
             raise _too_short(self.cells[cell], self.contents[int(self.content[begin])])
         return data
 
-    def fill(self, cell: int, rows: Rows, plain: bytes | None) -> None:
-        """Put the pages of a cell into their rows, ``plain`` being its own content. Raises DamageError."""
+    def lies_in_place(self, cell: int) -> bool:
+        """Whether the own content of a cell has its pages where the cell has them, and is no other cell's."""
+        first = self._groups[cell]
+        pages = slice(self._group_ends[first - 1] if first else 0, self._group_ends[first])
+        return len(self.by_own[self._group_content[first]]) == 1 and bool(
+            (self._source[pages] == self._row[pages]).all()
+        )
+
+    def fill(self, cell: int, rows: Rows, plain: Plain | None, *, in_place: bool = False) -> None:
+        """Put the pages of a cell into their rows, ``plain`` being its own content; ``in_place`` where its pages are there already.
+
+        Raises DamageError.
+        """
         first, last = self._groups[cell], self._groups[cell + 1]
         begin = start = self._group_ends[first - 1] if first else 0
         for content, end in zip(self._group_content[first:last], self._group_ends[first:last], strict=True):
             kept = self._kept.get(content)
             if plain is not None and start == begin:
-                self._fill_own(rows, plain, slice(start, end), self.cells[cell], content)
+                if not in_place:
+                    self._fill_own(rows, plain, slice(start, end), self.cells[cell], content)
             elif kept is not None and kept.rows is not None:
                 rows[self._row[start:end]] = kept.rows[self._source[start:end]]
             start = end
 
-    def _fill_own(self, rows: Rows, plain: bytes, pages: slice, cell: Cell, content: int) -> None:
+    def _fill_own(self, rows: Rows, plain: Plain, pages: slice, cell: Cell, content: int) -> None:
         source, row = self._source[pages], self._row[pages]
         own = self._rows_of(plain)
         if int(source.max()) >= len(own):
             raise _too_short(cell, self.contents[content])
-        if not cell.is_partial and len(own) <= len(rows) and (source == row).all():
-            # what is superseded of it is overwritten at once
-            rows[: len(own)] = own
-        else:
-            rows[row] = own[source]
+        rows[row] = own[source]
 
     def _bounds(self, cell: int) -> tuple[int, int]:
         return (self.ends[cell - 1] if cell else 0), self.ends[cell]
 
-    def _rows_of(self, plain: bytes) -> Rows:
-        if len(plain) % self.page_size:
-            plain += bytes(-len(plain) % self.page_size)
-        rows: Rows = np.frombuffer(plain, np.uint8).reshape(-1, self.page_size)
+    def _rows_of(self, plain: Plain) -> Rows:
+        whole = plain if len(plain) % self.page_size == 0 else bytes(plain) + bytes(-len(plain) % self.page_size)
+        rows: Rows = np.frombuffer(whole, np.uint8).reshape(-1, self.page_size)
         return rows
 
 

@@ -24,7 +24,7 @@ from pgkeep.repository.maps import FileEntry
 from pgkeep.repository.packs import PackEntry
 from pgkeep.repository.page_map import bounds
 from pgkeep.repository.tree import BackupFile, BackupTree
-from pgkeep.restore.cells import Cell, Window
+from pgkeep.restore.cells import Cell, Plain, Window
 from pgkeep.restore.delta_sums import WantedSums, wanted_size
 from pgkeep.restore.delta_sweep import remove_entry, size_of
 from pgkeep.restore.pace import Buffer, Latch, Pace
@@ -74,6 +74,7 @@ class DeltaWriter(FileWriter):
     """A FileWriter for directories with something in them."""
 
     window_cells = _WINDOW_CELLS
+    _hands_on = False
 
     def __init__(
         self,
@@ -245,12 +246,14 @@ class DeltaWriter(FileWriter):
 
     # Fetching
 
-    def _read_contents(self, begun: Begun, pack: str, entries: list[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
-        for entry, plain in super()._read_contents(begun, pack, entries):
+    def _read_contents(
+        self, room: Callable[[int], memoryview], begun: Begun, pack: str, entries: list[PackEntry]
+    ) -> Iterator[tuple[PackEntry, Plain]]:
+        for entry, plain in self._source.read(room, pack, entries, begun.shown, begun.window.is_wanted):
             self._count(fetched=entry.stored_size)
             yield entry, plain
 
-    def _write_together(self, window: Window, number: int, plain: bytes | None) -> None:
+    def _write_together(self, window: Window, number: int, plain: Plain | None) -> None:
         cell = window.cells[number]
         if cell.is_partial:
             self._write_pages(cell, self._put_together(window, number, plain))

@@ -58,6 +58,7 @@ def export_tar(
     """
     if compress not in SUFFIXES:
         raise UsageError(f"not a compression: {compress}", hint=f"one of {', '.join(SUFFIXES)}")
+    repository.keys.require_reading()
     if lock is not None and lock.recipient is not None:
         # says what is wrong before anything is made
         gpg.encrypt(b"", lock.recipient)

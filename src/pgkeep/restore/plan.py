@@ -127,8 +127,9 @@ def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
     """Prove on paper that a restore can be done.
 
     Raises NotFoundError (UnreachableTarget where it is the recovery's target), TargetError (in use, no room, a tablespace
-    without a place, the repository itself), UsageError, StoreError. Touches nothing.
+    without a place, the repository itself), UsageError, StoreError, KeyFailure for a key that only adds. Touches nothing.
     """
+    repository.keys.require_reading()
     _refuse_impossible(request)
     manifest, recovery = choose_backup(request, repository)
     target = Path(os.path.abspath(request.target))

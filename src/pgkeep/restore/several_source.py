@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pgkeep.copies.several import SeveralRepositories, SeveralTree
 from pgkeep.errors import DamageError, StoreError
 from pgkeep.repository import Repository
+from pgkeep.repository.block_sums import Sums
 from pgkeep.repository.codec import Codec
-from pgkeep.repository.contents import Location
-from pgkeep.repository.packs import PackEntry
+from pgkeep.repository.contents import IsWanted, Location
+from pgkeep.repository.packs import MAX_CONTENT_SIZE, PackEntry
 from pgkeep.repository.tree import BackupTree, naming
 from pgkeep.restore.source import ContentSource
 
@@ -36,17 +37,23 @@ class _SeveralSource(ContentSource):
         locations = self._index.find_all(shown_paths)
         for content_id in shown_paths:
             if content_id not in locations:
-                entry = PackEntry(content_id, 0, 0, 0, Codec.RAW)
+                # how long it is, the repository that has it knows
+                entry = PackEntry(content_id, 0, 0, MAX_CONTENT_SIZE, Codec.RAW)
                 locations[content_id] = Location(f"{_ELSEWHERE}{content_id.hex()}", entry)
         return locations
 
     def read(
-        self, pack: str, entries: Sequence[PackEntry], shown_paths: Mapping[bytes, str]
-    ) -> Iterator[tuple[PackEntry, bytes]]:
+        self,
+        room: Callable[[int], memoryview],
+        pack: str,
+        entries: Sequence[PackEntry],
+        shown_paths: Mapping[bytes, str],
+        is_wanted: IsWanted | None = None,
+    ) -> Iterator[tuple[PackEntry, memoryview]]:
         given = 0
         if not pack.startswith(_ELSEWHERE) and not self._repository.shuns(self._repository.repositories[0]):
             try:
-                for content in self._reader.read(pack, entries):
+                for content in self._reader.read_into(room, pack, entries, is_wanted):
                     yield content
                     given += 1
             except (DamageError, StoreError):
@@ -55,5 +62,20 @@ class _SeveralSource(ContentSource):
         for entry in entries[given:]:
             shown = shown_paths[entry.id]
             with naming(shown):
-                content_of_it = self._tree.content(entry.id, shown.encode())
-            yield entry, content_of_it
+                plain = self._tree.content(entry.id, shown.encode())
+            place = room(len(plain))
+            place[:] = plain
+            yield entry, place
+
+    def packs_without_sums(self, locations: Iterable[Location]) -> list[str]:
+        return [pack for pack in super().packs_without_sums(locations) if not pack.startswith(_ELSEWHERE)]
+
+    def read_sums(self, pack: str) -> None:
+        try:
+            super().read_sums(pack)
+        except (DamageError, StoreError):
+            # what has no sums is fetched, and told then
+            self._sums[pack] = {}
+
+    def sums_of(self, location: Location) -> Sums | None:
+        return None if location.pack.startswith(_ELSEWHERE) else super().sums_of(location)

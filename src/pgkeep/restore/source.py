@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from pgkeep.repository import Repository
 from pgkeep.repository.block_sums import Sums
-from pgkeep.repository.contents import Location
+from pgkeep.repository.contents import IsWanted, Location
 from pgkeep.repository.packs import PackEntry
 from pgkeep.repository.tree import naming
 
@@ -58,10 +58,18 @@ class ContentSource:
             self._sums.popitem(last=False)
 
     def read(
-        self, pack: str, entries: Sequence[PackEntry], shown_paths: Mapping[bytes, str]
-    ) -> Iterator[tuple[PackEntry, bytes]]:
-        """The plain bytes of contents of one pack, in order of offset, by one read. Raises DamageError naming a file that needs it."""
-        contents = self._reader.read(pack, entries)
+        self,
+        room: Callable[[int], memoryview],
+        pack: str,
+        entries: Sequence[PackEntry],
+        shown_paths: Mapping[bytes, str],
+        is_wanted: IsWanted | None = None,
+    ) -> Iterator[tuple[PackEntry, memoryview]]:
+        """The plain bytes of contents of one pack, in order of offset, by one read; see `ContentReader.read_into`.
+
+        Raises DamageError naming a file that needs it.
+        """
+        contents = self._reader.read_into(room, pack, entries, is_wanted)
         for entry in entries:
             with naming(shown_paths[entry.id]):
                 content = next(contents)

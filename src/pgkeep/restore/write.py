@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
@@ -16,7 +17,7 @@ from pgkeep.progress import Progress
 from pgkeep.repository.contents import Location, spans
 from pgkeep.repository.packs import PackEntry
 from pgkeep.repository.tree import BackupFile, BackupTree
-from pgkeep.restore.cells import Cell, FileCells, Window
+from pgkeep.restore.cells import Cell, FileCells, Plain, Window
 from pgkeep.restore.pace import Buffer, Latch, Pace
 from pgkeep.restore.source import ContentSource
 from pgkeep.workers import Workers
@@ -28,11 +29,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _WINDOW = 1024
 """Cells that are looked up and sorted by place at once: 1 GiB of cells of 1 MiB, some 1 MB of Python objects."""
 
-HELD = 48 << 20
+HELD = 32 << 20
 """Bytes of contents that a window holds whole, because they have pages of many cells; of those beyond it holds what its cells need, which is
-half as much at most. Two windows are at work at once, and share what both need: after thirty incrementals of 1 % each, a window is
-some 80 cells, and a bundle has pages of 100.
+half as much at most. Windows that are at work share what they need: after thirty incrementals of 1 % each, a window is some 60 cells,
+and a bundle has pages of 100.
 """
+
+_WINDOWS = 2
+"""Windows that may be written while the next one's contents are fetched: with one, the last cell of each would be waited for."""
 
 _TOGETHER = 16
 """Cells that one call puts together from held pages alone."""
@@ -46,6 +50,8 @@ class FileWriter:
     """
 
     window_cells = _WINDOW
+    _hands_on = True
+    """Whether a window uses contents that the one before has held: these have all their pages."""
 
     def __init__(
         self,
@@ -69,8 +75,9 @@ class FileWriter:
         self._shared_pages = 0
         self._file_cells = FileCells(source.cell_size, self._page_size)
         self._begun: Begun | None = None
-        self._written = Latch(0)
+        self._writing: deque[Latch] = deque()
         self._buffer = Buffer()
+        self._plain = Buffer()
         # direct writes wait for the disk, so that twice as many threads as processors keep both busy
         self._workers = Workers(jobs or 2 * (os.cpu_count() or 1), "restore", waiting=2)
 
@@ -138,11 +145,12 @@ class FileWriter:
         """Have what many cells need fetched; meanwhile the window before is written."""
         shown = window.shown_paths()
         locations = self._source.locate(shown)
-        # no more than two windows are in memory
-        self._written.wait()
-        self._workers.raise_failure()
+        if len(self._writing) >= _WINDOWS:
+            self._writing.popleft().wait()
+            self._workers.raise_failure()
         sizes = [locations[content].entry.plain_size for content in window.contents]
-        missing = window.prepare(sizes, self._begun.window if self._begun is not None else None, HELD)
+        before = self._begun.window if self._begun is not None and self._hands_on else None
+        missing = window.prepare(sizes, before, HELD)
         fetches = list(spans([locations[window.contents[content]] for content in missing]))
         begun = Begun(window, locations, shown, Latch(len(fetches)))
         for pack, entries in fetches:
@@ -159,7 +167,8 @@ class FileWriter:
         window = begun.window
         rests = [window.rest[first : first + _TOGETHER] for first in range(0, len(window.rest), _TOGETHER)]
         fetches = list(spans([begun.locations[window.contents[content]] for content in window.by_own]))
-        self._written = begun.written = Latch(len(rests) + len(fetches))
+        begun.written = Latch(len(rests) + len(fetches))
+        self._writing.append(begun.written)
         for cells in rests:
             self._workers.submit(self._write_rest, begun, cells)
         for pack, entries in fetches:
@@ -168,7 +177,7 @@ class FileWriter:
     def _hold(self, begun: Begun, pack: str, entries: list[PackEntry]) -> None:
         try:
             self._pace.enter()
-            for entry, plain in self._read_contents(begun, pack, entries):
+            for entry, plain in self._read_contents(_new_room, begun, pack, entries):
                 begun.window.hold(begun.window.number_of[entry.id], plain)
         finally:
             begun.held.done()
@@ -185,7 +194,7 @@ class FileWriter:
         window = begun.window
         try:
             self._pace.enter()
-            for entry, plain in self._read_contents(begun, pack, entries):
+            for entry, plain in self._read_contents(self._plain.view, begun, pack, entries):
                 for cell in window.by_own[window.number_of[entry.id]]:
                     data = window.single(cell, plain)
                     if data is None:
@@ -195,19 +204,22 @@ class FileWriter:
         finally:
             begun.written.done()
 
-    def _read_contents(self, begun: Begun, pack: str, entries: list[PackEntry]) -> Iterator[tuple[PackEntry, bytes]]:
-        return self._source.read(pack, entries, begun.shown)
+    def _read_contents(
+        self, room: Callable[[int], memoryview], begun: Begun, pack: str, entries: list[PackEntry]
+    ) -> Iterator[tuple[PackEntry, Plain]]:
+        return self._source.read(room, pack, entries, begun.shown)
 
-    def _write_together(self, window: Window, number: int, plain: bytes | None) -> None:
+    def _write_together(self, window: Window, number: int, plain: Plain | None) -> None:
         """Put a cell together and write it."""
         self._write_cell(window.cells[number], self._put_together(window, number, plain))
 
-    def _put_together(self, window: Window, number: int, plain: bytes | None) -> memoryview:
+    def _put_together(self, window: Window, number: int, plain: Plain | None) -> memoryview:
         """The bytes of a cell; good until this thread puts the next one together."""
         cell = window.cells[number]
         pages = -(-cell.size // self._page_size)
-        view = self._buffer.view(pages * self._page_size)
-        window.fill(number, np.frombuffer(view, np.uint8).reshape(pages, -1), plain)
+        in_place = plain is not None and len(plain) == pages * self._page_size and window.lies_in_place(number)
+        view = plain if plain is not None and in_place else self._buffer.view(pages * self._page_size)
+        window.fill(number, np.frombuffer(view, np.uint8).reshape(pages, -1), plain, in_place=in_place)
         return view[: cell.size]
 
     def _write_cell(self, cell: Cell, data: memoryview) -> None:
@@ -254,6 +266,10 @@ class Begun:
     shown: dict[bytes, str]
     held: Latch
     written: Latch = field(default_factory=lambda: Latch(0))
+
+
+def _new_room(size: int) -> memoryview:
+    return np.empty(size, np.uint8).data
 
 
 class target_errors:  # noqa: N801 - reads as a noun, like contextlib.suppress

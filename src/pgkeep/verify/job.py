@@ -36,10 +36,13 @@ def run_verify(
 ) -> VerifyReport:
     """Verify a repository; ``repository`` may be None for a scrub alone, which needs no key.
 
-    Damage is in the report, not raised. Raises StoreError, and NotFoundError for a backup that is not there.
+    Damage is in the report, not raised. Raises StoreError, NotFoundError for a backup that is not there, and KeyFailure for content
+    with a key that only adds.
     """
     progress = progress or Silent()
     report = VerifyReport()
+    if request.content and repository is not None:
+        repository.keys.require_reading()
     memory = VerifyMemory(store, repository, progress)
     max_age = timedelta(seconds=request.max_age_seconds)
     if request.scrub:

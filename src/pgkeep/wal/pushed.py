@@ -100,7 +100,7 @@ class PushedFiles:
     def _store(self, name: str, data: bytes, spool: Spool) -> None:
         for archive in self._archives(spool.identity.system_identifier).values():
             # what was shipped already is compared, and not sealed and written once more
-            if not (archive.exists(name) and archive.get(name) == data):
+            if not archive.holds(name, data):
                 archive.put(name, data)
 
 

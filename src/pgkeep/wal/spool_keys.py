@@ -12,7 +12,7 @@ import fcntl
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,12 +137,16 @@ def open_spool_keys(
             hint="configure the key that was in use when it was written, or the repository whose key that is",
         )
     wanted = _wrap_all(keys, configured, repositories)
-    known = {(slot["kind"], slot["owner"]) for slot in slots}
-    if not {(slot["kind"], slot["owner"]) for slot in wanted} <= known:
-        fresh = {(slot["kind"], slot["owner"]) for slot in wanted}
-        kept = [slot for slot in slots if (slot["kind"], slot["owner"]) not in fresh]
+    fresh = _owners(wanted)
+    # a repository that cannot be reached now keeps its slot; a secret that is configured no longer does not
+    kept = [slot for slot in slots if slot["kind"] == "root" and (slot["kind"], slot["owner"]) not in fresh]
+    if _owners([*kept, *wanted]) != _owners(slots):
         _write(directory, identity, keys, [*kept, *wanted])
     return identity, keys
+
+
+def _owners(slots: Iterable[Mapping[str, str]]) -> set[tuple[str, str]]:
+    return {(slot["kind"], slot["owner"]) for slot in slots}
 
 
 def _write(directory: Path, identity: SpoolIdentity, keys: KeyRing, slots: list[dict[str, str]]) -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pgkeep.config import Cluster, Config, RepositorySettings
-from pgkeep.errors import NotFoundError, PgkeepError, ServerError
+from pgkeep.errors import KeyFailure, NotFoundError, PgkeepError, ServerError
 from pgkeep.opening import open_repository
 from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.wal import parse_segment_name
@@ -225,7 +225,11 @@ def _newest(
 def _last_time(inventory: WalInventory, times: WalTimes, timeline: int, span: WalSpan) -> datetime | None:
     if not inventory.has_history(timeline):
         return None
-    return PathTimes(inventory.history(timeline), inventory, times).known_until(span.start, span.end)
+    try:
+        return PathTimes(inventory.history(timeline), inventory, times).known_until(span.start, span.end)
+    except KeyFailure:
+        # in sealed mode, a host knows what it has sent and cannot look into it
+        return None
 
 
 def _shipped_at(name: str, receiver: ReceiverState, timeline: int, end: LSN) -> datetime | None:

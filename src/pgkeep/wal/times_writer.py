@@ -33,6 +33,7 @@ class TimesWriter:
     def __init__(self, repository: Repository, system_identifier: int, segment_size: int) -> None:
         self._archive = repository.wal(system_identifier)
         self._store = repository.store
+        self._opens_wal = repository.keys.opens_boxes
         self._groups = TimesGroups(repository, system_identifier, segment_size)
         self._size = segment_size
         self._lock = threading.Lock()
@@ -123,6 +124,9 @@ class TimesWriter:
         reader = SegmentReader(self._archive, inventory)
         for start in starts:
             if (timeline, start) not in self._summaries:
+                if not self._opens_wal:
+                    # in sealed mode, only who reads the repository can do it later
+                    return False
                 events, is_all = reader.read(timeline, start)
                 if not is_all:
                     return False

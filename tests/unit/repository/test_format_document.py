@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import hmac
@@ -263,7 +264,7 @@ def test_a_stranger_reads_a_backup_with_the_document_alone(store: PosixStore, ho
     wal = random.Random(2).randbytes(1 << 20) + bytes(1 << 20)
     taken = take_backup(repository, files(), wal)
 
-    text = key.text() if isinstance(secret, KeyFile) else secret.passphrase if secret is not None else ""
+    text = key.text() if isinstance(secret, KeyFile) else secret.passphrase if isinstance(secret, Passphrase) else ""
     reader = Reader(store.root, text)
     name = max(path.relative_to(store.root).as_posix() for path in store.root.glob("clusters/*/backups/*"))
     manifest = msgspec.msgpack.decode(reader.sealed_object(name, 1, "manifest"))
@@ -285,3 +286,22 @@ def test_every_object_of_a_repository_has_a_place_in_the_document(store: PosixSt
         for name in ("pgkeep.json", "leases", "keys"):
             stored = record(next(path for path in (store.root / name, *store.root.glob(f"{name}/*")) if path.is_file()))
             assert [field for field in stored if f"`{field}`" not in document] == [], name
+
+
+def test_every_word_that_the_rescue_program_seals_with_stands_in_the_document() -> None:
+    """Purposes of keys, associated data and fields of records: the two agree, or one of them is wrong."""
+    project = Path(__file__).parents[3]
+    document = (project / "docs" / "reference" / "format.md").read_text("utf-8")
+    words: set[str] = set()
+    for node in ast.walk(ast.parse((project / "tools" / "pgkeep_rescue.py").read_text("utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, bytes) and node.value.startswith(b"pgkeep"):
+            words.add(node.value.decode().rstrip())
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in {
+            "derive",
+            "key",
+        }:
+            words |= {str(word.value) for word in node.args if isinstance(word, ast.Constant) and word.value != 0}
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            words |= {node.slice.value} if isinstance(node.slice.value, str) else set()
+    assert {"root grant", "slot pair", "root generation", "pgkeep/1 slot", "message"} <= words
+    assert [word for word in sorted(words) if word not in document] == []

@@ -95,6 +95,52 @@ def test_other_wal_under_the_same_name_is_an_error_for_who_cannot_read_it(host: 
         host.wal(SYSTEM).put(SEGMENT, b"commis")
 
 
+def test_a_host_tells_what_it_has_from_what_is_stored_without_reading_it(host: Repository) -> None:
+    archive = host.wal(SYSTEM)
+    archive.put(SEGMENT, b"commit")
+    assert archive.holds(SEGMENT, b"commit")
+    assert not archive.holds(SEGMENT, b"commis")
+    assert not archive.holds("000000010000000000000002", b"commit")
+
+
+def test_bytes_under_way_are_kept_under_another_name_by_a_host(host: Repository, owner: Repository) -> None:
+    """The beginning of the last segment, at a backup's end."""
+    sealer = host.wal(SYSTEM).sealer(SEGMENT)
+    sealer.write(b"begun" * 300_000)
+    plain = host.wal(SYSTEM).unseal(sealer)
+    assert plain == b"begun" * 300_000
+    piece = f"{SEGMENT}.00000000-{len(plain):08x}"
+    host.wal(SYSTEM).put(piece, plain)
+    assert owner.wal(SYSTEM).get(piece) == plain
+
+
+def test_a_timelines_history_is_no_data_and_a_host_reads_it(host: Repository) -> None:
+    """Without it nobody knows where WAL goes on."""
+    host.wal(SYSTEM).put("00000002.history", b"1\t0/3000000\tno reason\n")
+    assert host.wal(SYSTEM).get("00000002.history") == b"1\t0/3000000\tno reason\n"
+
+
+@pytest.mark.parametrize("place", [-33, -40, -64, 100, 48])
+def test_a_flipped_bit_in_sealed_wal_is_damage_for_both(
+    host: Repository, owner: Repository, store: PosixStore, place: int
+) -> None:
+    name = host.wal(SYSTEM).object_name(SEGMENT)
+    host.wal(SYSTEM).put(SEGMENT, b"commit" * 10_000)
+    data = bytearray(store.get(name))
+    data[place] ^= 1
+    store.delete(name)
+    store.put(name, [bytes(data)])
+    for look in (lambda: host.wal(SYSTEM).holds(SEGMENT, b"commit"), lambda: owner.wal(SYSTEM).get(SEGMENT)):
+        with pytest.raises(DamageError, match="its bytes do not match its check"):
+            look()
+
+
+def test_jobs_that_read_are_refused_before_they_begin(host: Repository, owner: Repository) -> None:
+    with pytest.raises(KeyFailure, match=CANNOT):
+        host.keys.require_reading()
+    owner.keys.require_reading()
+
+
 def test_a_host_lets_other_hosts_add_and_nobody_read(host: Repository, store: PosixStore) -> None:
     with pytest.raises(KeyFailure, match="cannot let others read"):
         host.slots.add(OTHER)

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
 from pgkeep.errors import BusyError, DamageError, KeyFailure, NotFoundError, PgkeepError
 from pgkeep.repository import KeyFile, Passphrase, Repository
 from pgkeep.repository.crypto import Generation
-from pgkeep.repository.keys import create_slot, generations, held_generations, same_keys
+from pgkeep.repository.keys import changes, create_slot, generations, held_generations, same_keys
 from pgkeep.repository.keys.changes import list_slots
 from pgkeep.repository.keys.generations import give_to, write_generation
 from pgkeep.repository.keys.slots import read_slot
-from pgkeep.repository.packs import PackKind
+from pgkeep.repository.packs import PackKind, _associated
 from pgkeep.repository.posix import PosixStore
 from pgkeep.repository.records import read_record, write_record
 
 FIRST, SECOND, THIRD = (KeyFile(bytes([number]) * 32) for number in range(1, 4))
+
+
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else is at work whom to wait for."""
+    monkeypatch.setattr(changes, "_PATIENCE", 0.0)
 
 
 @pytest.fixture
@@ -97,10 +104,8 @@ def test_of_many_who_remove_each_others_slots_at_once_one_slot_stays(store: Posi
 
         def remove_the_next(number: int) -> None:
             barrier.wait()  # noqa: B023 - joined before the next turn
-            try:
+            with suppress(BusyError):
                 rings[number].remove(names[(number + 1) % len(names)])  # noqa: B023
-            except BusyError:
-                pass
 
         with ThreadPoolExecutor(len(rings)) as executor:
             list(executor.map(remove_the_next, range(len(rings))))
@@ -129,15 +134,15 @@ def test_the_old_root_key_alone_does_not_open_what_is_new(repository: Repository
     new = keep(repository, b"new")
     pack = repository.reader().locate(new).pack
     data = repository.store.get(pack)
-    assert repository.keys.sealer(data[12:44], "pack data", 1) is not None
     thief = type(repository.keys)(repository.keys.suite, kept[0].root, repository.keys.family)
     with pytest.raises(DamageError, match="names generation 1 of the root key"):
         thief.sealer(data[12:44], "pack data", 1)
+    entry = repository.reader().locate(new).entry
+    nonce, sealed = entry.offset.to_bytes(12, "little"), data[entry.offset : entry.offset + entry.stored_size]
+    associated = _associated(repository.keys, PackKind.DATA, new, entry.plain_size, entry.codec)
+    assert repository.keys.sealer(data[12:44], "pack data", 1).open(nonce, sealed, associated)
     with pytest.raises(DamageError, match="not what was sealed"):
-        entry = repository.reader().locate(new).entry
-        thief.sealer(data[12:44], "pack data").open(
-            entry.offset.to_bytes(12, "little"), data[entry.offset : entry.offset + entry.stored_size], b""
-        )
+        thief.sealer(data[12:44], "pack data").open(nonce, sealed, associated)
 
 
 def test_what_is_stored_already_is_found_again_under_a_new_root_key(repository: Repository) -> None:
@@ -221,9 +226,9 @@ def test_keys_added_while_root_keys_are_made_have_all_of_them(repository: Reposi
         assert again.reader().get(content) == b"newest"
 
 
-def test_a_slot_that_someone_without_a_key_put_there_gets_no_root_key(repository: Repository) -> None:
+def test_a_slot_that_someone_without_a_key_put_there_gets_no_root_key(repository: Repository, hurry: None) -> None:
     """He knows the family and the format, and can write to the store."""
-    own = Generation(b"his own root key, of 32 bytes....")
+    own = Generation(b"his own root key, of 32 bytes...")
     planted = create_slot(repository.store, repository.keys.family, [own], THIRD).slot.name
     with pytest.raises(KeyFailure, match=f"nobody who has this repository's keys has made the key slot {planted}"):
         repository.slots.new_root()
@@ -231,7 +236,7 @@ def test_a_slot_that_someone_without_a_key_put_there_gets_no_root_key(repository
     assert repository.slots.new_root() == 1
 
 
-def test_a_slot_whose_public_key_was_exchanged_gets_no_root_key(repository: Repository) -> None:
+def test_a_slot_whose_public_key_was_exchanged_gets_no_root_key(repository: Repository, hurry: None) -> None:
     slot = repository.slots.add(SECOND)
     fields = read_record(repository.store, slot.object_name)
     repository.store.delete(slot.object_name)
@@ -240,7 +245,9 @@ def test_a_slot_whose_public_key_was_exchanged_gets_no_root_key(repository: Repo
         repository.slots.new_root()
 
 
-def test_a_slot_made_with_an_old_root_key_after_it_was_replaced_gets_no_new_one(repository: Repository) -> None:
+def test_a_slot_made_with_an_old_root_key_after_it_was_replaced_gets_no_new_one(
+    repository: Repository, hurry: None
+) -> None:
     """By somebody who had a key once."""
     kept = held_generations(repository.keys)
     repository.slots.new_root()

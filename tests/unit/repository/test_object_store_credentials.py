@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -96,7 +97,7 @@ def test_keys_of_a_session_have_its_token_and_are_read_again_in_time(home: Home)
     [
         (None, "there is no profile 'p' in"),
         ("[p]\nregion = x\n", "the profile 'p' has no credentials"),
-        ("[p]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = y\n", "takes a role or single sign-on"),
+        ("[p]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = y\n", "the profile 'p' gives no credentials: .*y"),
         ("no section\n", "is not a file of profiles"),
     ],
 )
@@ -106,6 +107,14 @@ def test_a_profile_that_is_named_and_no_use_is_an_error(home: Home, credentials:
     with pytest.raises(ConfigError, match=message) as caught:
         key_of("s3://bucket/a?profile=p")
     assert caught.value.hint
+
+
+def test_a_role_needs_amazons_own_library(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home(credentials="[p]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = default\n")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="takes a role or single sign-on") as caught:
+        key_of("s3://bucket/a?profile=p")
+    assert "pgkeep[aws]" in str(caught.value.hint)
 
 
 def test_a_file_that_is_named_and_cannot_be_read_is_an_error(home: Home, tmp_path: Path) -> None:

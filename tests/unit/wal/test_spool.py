@@ -397,11 +397,18 @@ class TestKeys:
 
     def test_each_configured_secret_opens_it_without_any_repository(self, tmp_path: Path) -> None:
         word = Passphrase("correct horse")
-        keys = create_spool_keys(tmp_path, IDENTITY, {"a": self.KEY, "b": word, "c": None}, {})
-
         for secret in (self.KEY, word):
+            keys = create_spool_keys(tmp_path, IDENTITY, {"a": self.KEY, "b": word, "c": None}, {})
             found = open_spool_keys(tmp_path, {"x": secret}, {})
             assert found == (IDENTITY, keys)
+
+    def test_a_secret_that_is_configured_no_longer_does_not_open_it(self, tmp_path: Path) -> None:
+        repository = self._repository(tmp_path / "main", self.KEY)
+        create_spool_keys(tmp_path, IDENTITY, {"main": self.KEY}, {"main": repository})
+        open_spool_keys(tmp_path, {"main": self.OTHER}, {"main": repository})
+
+        with pytest.raises(KeyFailure):
+            open_spool_keys(tmp_path, {"main": self.KEY}, {})
 
     def test_a_repository_opens_it_after_its_key_file_was_changed(self, tmp_path: Path) -> None:
         repository = self._repository(tmp_path / "main", self.KEY)

@@ -16,9 +16,7 @@ import numpy.typing as npt
 
 from pgkeep.backup.overlay import Pages
 from pgkeep.postgres.layout import RelationFile
-
-# scattered pages have no first block, which `verify_pages` asks for
-from pgkeep.postgres.pages import PAGE_SIZE, _lsns, _pages, _sums, _upper
+from pgkeep.postgres.pages import PAGE_SIZE, verify_pages
 from pgkeep.repository.manifests import DamagedPage
 
 __all__ = ["LocalPageCheck"]
@@ -28,8 +26,6 @@ _MOMENT = 0.05
 
 _LIMIT = 10_000
 """Damaged pages that are listed one by one; a cluster with more needs no longer list."""
-
-_CHECKSUM_WORD = 2
 
 Mask = npt.NDArray[np.bool_]
 
@@ -41,7 +37,7 @@ class LocalPageCheck:
     """
 
     def __init__(self, start_lsn: int, segment_blocks: int) -> None:
-        self._start_lsn = np.uint64(start_lsn)
+        self._start_lsn = start_lsn
         self._segment_blocks = segment_blocks
         self._lock = threading.Lock()
         self._damaged: dict[tuple[bytes, int], DamagedPage] = {}
@@ -74,28 +70,10 @@ class LocalPageCheck:
             return [page for _, page in sorted(self._damaged.items())]
 
     def _wrong(self, relation: RelationFile, pages: Pages, data: bytes) -> Mask:
-        words = _pages(data)
-        suspect: Mask = (_upper(words) != 0) & (_lsns(words) < self._start_lsn)
-        chosen = np.flatnonzero(suspect)
-        if len(chosen) < len(words):
-            words = words[chosen]
-        blocks = pages[chosen] + np.uint32(relation.segment * self._segment_blocks)
-        sums = (_folded(words) ^ blocks) % np.uint32(65535) + np.uint32(1)
-        suspect[chosen] = sums != words[:, _CHECKSUM_WORD] & np.uint32(0xFFFF)
-        return suspect
+        blocks = pages + np.uint32(relation.segment * self._segment_blocks)
+        return np.isin(blocks, verify_pages(data, first_block=blocks, start_lsn=self._start_lsn).failures)
 
     def _note(self, path: bytes, blocks: Pages) -> None:
         with self._lock:
             for block in blocks[: max(_LIMIT - len(self._damaged), 0)].tolist():
                 self._damaged[path, block] = DamagedPage(path, block)
-
-
-_BATCH = 128
-"""Pages in one go: what is computed of them stays in a core's cache."""
-
-
-def _folded(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    folded = np.empty(len(words), np.uint32)
-    for first in range(0, len(words), _BATCH):
-        folded[first : first + _BATCH] = _sums(words[first : first + _BATCH])
-    return folded

@@ -1,4 +1,7 @@
-"""Ways to open a repository: secrets, the slots that they open, and the generations of the root key."""
+"""Ways to open a repository: secrets, the slots that they open, and the generations of the root key.
+
+Secrets that ask another program or service are imported where they are used: `archive_command` opens a repository for every segment.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,15 @@ from collections.abc import Sequence
 
 from pgkeep.errors import DamageError, KeyFailure, PgkeepError
 from pgkeep.repository.crypto import Generation, KeyRing, Suite
-from pgkeep.repository.keys.aws_kms import AwsKmsKey
 from pgkeep.repository.keys.generations import HeldGenerations
 from pgkeep.repository.keys.local_secrets import KeyFile, Passphrase
-from pgkeep.repository.keys.openpgp import OpenPgpRecipient
 from pgkeep.repository.keys.secret import Secret
 from pgkeep.repository.keys.slots import OpenSlot, create_slot, open_slot, read_slot, slot_names
 from pgkeep.repository.store import Store
 
 __all__ = [
-    "AwsKmsKey",
     "HeldGenerations",
     "KeyFile",
-    "OpenPgpRecipient",
     "Passphrase",
     "Secret",
     "create_slot",
@@ -41,8 +40,12 @@ def secret_of(kind: str, value: str) -> Secret | None:
         case "passphrase-file":
             return Passphrase.read(value)
         case "gpg":
+            from pgkeep.repository.keys.openpgp import OpenPgpRecipient
+
             return OpenPgpRecipient(value)
         case "aws-kms":
+            from pgkeep.repository.keys.aws_kms import AwsKmsKey
+
             return AwsKmsKey(value)
     raise KeyFailure(f"pgkeep knows no kind of key called {kind!r}")
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -30,6 +31,11 @@ from pgkeep.repository.records import write_record
 from pgkeep.repository.store import ObjectExists, ObjectMissing, Store
 
 __all__ = ["KeySlots", "ListedSlot", "list_slots"]
+
+_PATIENCE = 3.0
+"""Seconds that somebody who adds a slot has to give it the root keys that came meanwhile."""
+
+_POLL = 0.1
 
 _LEAVING = re.compile(r"keys/leaving-([0-9a-f]{8})-[0-9a-f]{8}\.json", re.ASCII)
 
@@ -70,6 +76,8 @@ class KeySlots:
         self._store = store
         self._family = keys.family
         self._held = keys.generations
+        self.unproven: KeyFailure | None = None
+        """Why the slot that was added last could not be opened here: its secret key, or the right to use it, is elsewhere."""
 
     @property
     def own(self) -> Slot:
@@ -81,10 +89,19 @@ class KeySlots:
         """How many generations of the root key there are. Raises KeyFailure where the own slot was not given all."""
         return len(self._held.refresh())
 
-    def add(self, secret: Secret, *, label: str = "", appends_only: bool = False, name: str | None = None) -> Slot:
+    def add(
+        self,
+        secret: Secret,
+        *,
+        label: str = "",
+        appends_only: bool = False,
+        name: str | None = None,
+        replaces: str | None = None,
+    ) -> Slot:
         """A slot for one more secret; it opens what is stored now and what comes.
 
-        ``appends_only``: in sealed mode, for a database host. Raises KeyFailure, StoreError.
+        It is opened once, as a proof, where that can be done here: see `unproven`. ``appends_only``: in sealed mode, for a
+        database host. ``replaces`` is the slot that goes once this one is in use. Raises KeyFailure, StoreError.
         """
         generations = self._held.refresh()
         if appends_only and generations[0].public is None:
@@ -98,7 +115,14 @@ class KeySlots:
                 hint="open it with a key that reads: --key-file FILE with the recovery key, or another key",
             )
         opened = create_slot(
-            self._store, self._family, generations, secret, label=label, appends_only=appends_only, name=name
+            self._store,
+            self._family,
+            generations,
+            secret,
+            label=label,
+            appends_only=appends_only,
+            name=name,
+            replaces=replaces,
         )
         self._prove(opened.slot, secret)
         self._catch_up(opened.slot)
@@ -111,6 +135,15 @@ class KeySlots:
             what = "no key slot has" if not found else f"{len(found)} key slots have"
             raise NotFoundError(f"{what} a name that begins with {beginning!r}", hint="pgkeep key list shows them")
         return found[0]
+
+    def opened_by(self, secret: Secret, *, replacing: str) -> str | None:
+        """The slot that a secret opens and that is to take the place of another; None where there is none yet."""
+        for name in slot_names(_names(self._store)):
+            with suppress(ObjectMissing, DamageError):
+                slot = read_slot(self._store, name)
+                if slot.replaces == replacing and open_slot(slot, self._family, secret) is not None:
+                    return name
+        return None
 
     def remove(self, name: str) -> None:
         """Remove a slot other than the own one. Raises KeyFailure, NotFoundError; BusyError where the own one is leaving."""
@@ -165,51 +198,72 @@ class KeySlots:
         return number
 
     def _prove(self, slot: Slot, secret: Secret) -> None:
-        if open_slot(read_slot(self._store, slot.name), self._family, secret) is None:
+        self.unproven = None
+        try:
+            opened = open_slot(read_slot(self._store, slot.name), self._family, secret)
+        except KeyFailure as error:
+            # a recipient whose public key alone is here is the best reason to have recipients
+            self.unproven = error
+            return
+        if opened is None:
             self._store.delete(slot.object_name)
             raise KeyFailure(f"the new key slot {slot.name} does not open", hint="run it again; nothing was changed")
 
     def _catch_up(self, slot: Slot) -> None:
         """Give a slot that was just made what somebody else made of root keys meanwhile."""
-        generations = self._held.refresh()
-        granted = granted_slots(self._store, _names(self._store), self._family, generations)
-        for number in range(slot.generation + 1, len(generations)):
-            if slot.name not in granted[number - 1]:
+        while True:
+            generations = self._held.refresh()
+            granted = granted_slots(self._store, _names(self._store), self._family, generations)
+            missing = [n for n in range(slot.generation + 1, len(generations)) if slot.name not in granted[n - 1]]
+            if not missing:
+                return
+            for number in missing:
                 give_to(self._store, self._family, generations[number - 1], generations[number], number, slot)
+            # while that was written, one more may have come, whose maker did not take the slot for good yet
 
     def _give_to_latecomers(self, number: int, given: Iterable[Slot]) -> None:
         """Give a root key that was just made to slots that somebody else made meanwhile."""
         generations = self._held.refresh()
-        for name in set(slot_names(_names(self._store))) - {slot.name for slot in given}:
+        names = _names(self._store)
+        granted = granted_slots(self._store, names, self._family, generations)
+        for name in set(slot_names(names)) - {slot.name for slot in given}:
             with suppress(ObjectMissing, DamageError):
                 slot = read_slot(self._store, name)
-                before = generations[number - 1]
-                if slot.generation == number - 1 and slot.is_sealed_by(self._family, before):
-                    give_to(self._store, self._family, before, generations[number], number, slot)
+                if self._is_made_by_us(slot, generations[:number], granted):
+                    give_to(self._store, self._family, generations[number - 1], generations[number], number, slot)
 
     def _trusted(self, generations: Sequence[Generation]) -> list[Slot]:
         """All slots. Raises KeyFailure for one that somebody may have put there who has no key, or only an old root key."""
-        names = _names(self._store)
-        granted = granted_slots(self._store, names, self._family, generations)
-        slots = []
-        for name in slot_names(names):
-            try:
-                slot = read_slot(self._store, name)
-            except ObjectMissing:
-                continue
-            made_at = slot.generation
-            if (
-                slot.public is None
-                or not 0 <= made_at < len(generations)
-                or not slot.is_sealed_by(self._family, generations[made_at])
-                or not all(name in slots_given for slots_given in granted[made_at:])
-            ):
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            names = _names(self._store)
+            granted = granted_slots(self._store, names, self._family, generations)
+            slots = list(self._read_all(slot_names(names)))
+            doubtful = [slot.name for slot in slots if not self._is_made_by_us(slot, generations, granted)]
+            if not doubtful:
+                return slots
+            if time.monotonic() > deadline:
                 raise KeyFailure(
-                    f"nobody who has this repository's keys has made the key slot {name} as it is now",
-                    hint=f"remove it: pgkeep key remove {name}; if it is yours, add its key again then",
+                    f"nobody who has this repository's keys has made the key slot {doubtful[0]} as it is now",
+                    hint=f"remove it: pgkeep key remove {doubtful[0]}; if it is yours, add its key again then",
                 )
-            slots.append(slot)
-        return slots
+            # one that is being added is given the newest root keys a moment after it is there
+            time.sleep(_POLL)
+
+    def _read_all(self, names: Iterable[str]) -> Iterator[Slot]:
+        for name in names:
+            with suppress(ObjectMissing):
+                yield read_slot(self._store, name)
+
+    def _is_made_by_us(self, slot: Slot, generations: Sequence[Generation], granted: Sequence[set[str]]) -> bool:
+        """Whether it was made by someone who held the newest root key of then, and was given those that came since."""
+        made_at = slot.generation
+        return (
+            slot.public is not None
+            and 0 <= made_at < len(generations)
+            and slot.is_sealed_by(self._family, generations[made_at])
+            and all(slot.name in slots_given for slots_given in granted[made_at : len(generations) - 1])
+        )
 
     def _is_there(self, name: str) -> bool:
         try:

@@ -84,6 +84,12 @@ class Slot:
         return hex_field(self.fields, "public") if "public" in self.fields else None
 
     @property
+    def replaces(self) -> str | None:
+        """The slot whose place it has taken; one that is still there was left by a rotation that was broken off."""
+        value = self.fields.get("replaces")
+        return value if isinstance(value, str) else None
+
+    @property
     def appends_only(self) -> bool:
         """See `Slot`."""
         return self.fields.get("sealing") == _PUBLIC
@@ -123,8 +129,9 @@ def create_slot(
     label: str = "",
     appends_only: bool = False,
     name: str | None = None,
+    replaces: str | None = None,
 ) -> OpenSlot:
-    """Wrap all generations of the root key for a secret. Raises KeyFailure, StoreError."""
+    """Wrap all generations of the root key for a secret; ``replaces``: see `Slot`. Raises KeyFailure, StoreError."""
     name = name or secrets.token_hex(4)
     wrapping_key, found_by = secret.new_wrapping(family)
     nonce = os.urandom(12)
@@ -136,8 +143,10 @@ def create_slot(
         "public": private.public_key().public_bytes_raw().hex(),
         "generation": len(generations) - 1,
         "label": label,
-        "created": utc_now().isoformat(timespec="seconds"),
+        "created": utc_now().isoformat(timespec="milliseconds"),
     }
+    if replaces is not None:
+        fields["replaces"] = replaces
     if generations[0].public is not None:
         fields["sealing"] = _PUBLIC if appends_only else _PRIVATE
     plain = b"".join(encode_generation(generation, appends_only=appends_only) for generation in generations)
@@ -145,7 +154,8 @@ def create_slot(
     key = derive_key(generations[-1].root, family, "slot record")
     fields["seal"] = seal_of(key, _object_name(name), fields)
     write_record(store, _object_name(name), fields)
-    return OpenSlot(Slot(name, fields), tuple(generations), private)
+    slot = Slot(name, fields)
+    return OpenSlot(slot, tuple(_decode(plain, slot)), private)
 
 
 def open_slot(slot: Slot, family: bytes, secret: Secret) -> OpenSlot | None:
