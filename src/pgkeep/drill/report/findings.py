@@ -1,0 +1,103 @@
+"""What was checked and compared: failures first and whole, what passed in few words."""
+
+from __future__ import annotations
+
+from pgkeep.drill.record import Check, ComparedTable, Comparison, Difference, DrillRecord
+from pgkeep.drill.report.document import Block, Column, Paragraph, Section, Table, Text, Tone
+from pgkeep.drill.report.sentences import said
+from pgkeep.drill.report.wording import Wording, clip, visible
+
+__all__ = ["check_section", "comparison_section"]
+
+_CHECKS, _FAILED, _TABLES, _EXAMPLES = 16, 8, 6, 3
+_TONES: dict[str, Tone] = {"passed": "good", "failed": "bad", "skipped": "warn"}
+_ORDER = {"failed": 0, "skipped": 1, "passed": 2}
+
+
+def check_section(record: DrillRecord, words: Wording) -> Section:
+    """A row for each check: the failed ones first, then the skipped, then as they were done."""
+    title = words("section.checks")
+    if not record.checks:
+        return Section("checks", title, [Paragraph(Text(words("checks.empty"), tone="bad"))])
+    ordered = sorted(record.checks, key=lambda check: _ORDER.get(check.outcome, 0))
+    failed = [check for check in ordered if check.outcome == "failed"]
+    shown = failed[:_FAILED] + [check for check in ordered if check.outcome != "failed"]
+    shown = shown[:_CHECKS]
+    columns = [Column(words(f"column.{name}"), right=name == "time") for name in ("check", "outcome", "found", "time")]
+    blocks: list[Block] = [Table(columns, [_row(check, words) for check in shown])]
+    hidden_failed = max(0, len(failed) - _FAILED)
+    hidden = len(ordered) - len(shown) - hidden_failed
+    for key, count in (("checks.more.failed", hidden_failed), ("checks.more", hidden)):
+        if count:
+            blocks.append(Paragraph(Text(words(key, count=count), tone="quiet")))
+    return Section("checks", title, blocks)
+
+
+def _row(check: Check, words: Wording) -> list[Text]:
+    label = words.known("check", check.kind)
+    name = clip(check.name, 80)
+    notes = [name] if check.kind == "assertion" and name else []
+    if check.sampled < 1:
+        notes.append(words("check.sampled", share=words.share(check.sampled)))
+    remedy = f"{words('remedy')}: {clip(said(check.remedy, words), 240)}" if check.remedy else ""
+    return [
+        Text(label, note="; ".join(notes)),
+        Text(words.known("outcome", check.outcome), tone=_TONES.get(check.outcome, "")),
+        Text(clip(said(check.detail, words), 240), note=remedy),
+        Text(words.duration(check.seconds)),
+    ]
+
+
+def comparison_section(record: DrillRecord, words: Wording) -> Section | None:
+    """The tables that differ with example rows, or one sentence; None where nothing was compared."""
+    comparison = record.comparison
+    if comparison is None:
+        return None
+    differing = [table for table in comparison.tables if not table.equal]
+    blocks: list[Block] = [Paragraph(Text(_summary(comparison, differing, words), note=_how(comparison, words)))]
+    if differing:
+        names = ("table", "rows.restored", "rows.live", "examples")
+        columns = [Column(words(f"column.{name}"), right=name.startswith("rows")) for name in names]
+        blocks.append(Table(columns, [_table_row(table, words) for table in differing[:_TABLES]]))
+    if len(differing) > _TABLES:
+        blocks.append(Paragraph(Text(words("comparison.more", count=len(differing) - _TABLES), tone="quiet")))
+    return Section("comparison", words("section.comparison"), blocks)
+
+
+def _summary(comparison: Comparison, differing: list[ComparedTable], words: Wording) -> str:
+    if comparison.equal and not differing:
+        rows = sum(table.rows for table in comparison.tables)
+        return words("comparison.summary.equal", count=len(comparison.tables), rows=rows)
+    return words("comparison.summary.unequal", differing=len(differing), count=len(comparison.tables))
+
+
+def _how(comparison: Comparison, words: Wording) -> str:
+    parts = [words(f"comparison.{comparison.mode}", lsn=visible(comparison.lsn))]
+    sampled = sum(table.sampled < 1 for table in comparison.tables)
+    if sampled:
+        parts.append(words("comparison.sampled", count=sampled))
+    if comparison.detail:
+        parts.append(clip(said(comparison.detail, words), 240))
+    return " · ".join(part.rstrip(".") for part in parts)
+
+
+def _table_row(table: ComparedTable, words: Wording) -> list[Text]:
+    examples = [_example(each, words) for each in table.differences[:_EXAMPLES]]
+    if len(table.differences) > _EXAMPLES:
+        examples.append(words("difference.more", count=len(table.differences) - _EXAMPLES))
+    return [
+        Text(clip(table.name, 80), note=clip(said(table.detail, words), 120)),
+        Text(f"{table.rows:,}"),
+        Text("–" if table.live_rows is None else f"{table.live_rows:,}"),
+        Text(" · ".join(examples)),
+    ]
+
+
+def _example(difference: Difference, words: Wording) -> str:
+    key = clip(difference.key, 60)
+    live, restored = clip(difference.live or "", 60), clip(difference.restored or "", 60)
+    if difference.restored is None:
+        return words("difference.lost", key=key, live=live)
+    if difference.live is None:
+        return words("difference.extra", key=key, restored=restored)
+    return words("difference.changed", key=key, live=live, restored=restored)
