@@ -51,10 +51,11 @@ class Fields(msgspec.Struct, frozen=True):
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A column's title; ``right`` sets numbers flush right."""
+    """A column's title; ``right`` sets numbers flush right, ``tight`` keeps each cell on one line, as ``right`` does."""
 
     title: str
     right: bool = False
+    tight: bool = False
 
 
 class Table(msgspec.Struct, frozen=True):

@@ -14,8 +14,8 @@ __all__ = ["drill_section", "target_line"]
 def drill_section(record: DrillRecord, words: Wording) -> Section:
     """The section with the facts; those that the record does not have are left out."""
     rows = [
-        ("asked_by", Text(clip(record.asked_by, 120))),
-        ("reason", Text(clip(said(record.reason, words), 200))),
+        ("asked_by", Text(clip(record.asked_by, 110))),
+        ("reason", Text(clip(said(record.reason, words), 110))),
         ("scenario", Text(clip(record.scenario or "", 80))),
         ("when", Text(f"{words.time(record.started)} – {words.time(record.ended)}")),
         ("took", Text(words.duration(max(0.0, (record.ended - record.started).total_seconds())))),
@@ -37,11 +37,13 @@ def drill_section(record: DrillRecord, words: Wording) -> Section:
     )
 
 
-def target_line(target: DrillTarget, words: Wording) -> str:
-    """The target as the server was told it, in one line."""
+def target_line(target: DrillTarget, words: Wording, *, short: bool = False) -> str:
+    """The target as the server was told it, in one line; ``short`` leaves UTC out where there is another zone."""
     value = visible(target.value)
     if target.kind == "time" and target.time is not None:
-        value = words.time(target.time)
+        if short and not target.exclusive:
+            return words.bare_time(target.time)
+        value = words.bare_time(target.time) if short else words.time(target.time)
     line = words(f"target.kind.{target.kind}", value=value)
     return f"{line}, {words('target.exclusive')}" if target.exclusive else line
 

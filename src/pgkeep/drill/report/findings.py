@@ -9,7 +9,10 @@ from pgkeep.drill.report.wording import Wording, clip, visible
 
 __all__ = ["check_section", "comparison_section"]
 
-_CHECKS, _FAILED, _TABLES, _EXAMPLES = 16, 8, 6, 3
+_LINES, _LINES_OF_FAILED = 22, 3
+"""So many lines of checks go on a page with the rest; one that failed takes up to three."""
+
+_FAILED, _TABLES, _EXAMPLES = 6, 3, 3
 _TONES: dict[str, Tone] = {"passed": "good", "failed": "bad", "skipped": "warn"}
 _ORDER = {"failed": 0, "skipped": 1, "passed": 2}
 
@@ -21,9 +24,11 @@ def check_section(record: DrillRecord, words: Wording) -> Section:
         return Section("checks", title, [Paragraph(Text(words("checks.empty"), tone="bad"))])
     ordered = sorted(record.checks, key=lambda check: _ORDER.get(check.outcome, 0))
     failed = [check for check in ordered if check.outcome == "failed"]
-    shown = failed[:_FAILED] + [check for check in ordered if check.outcome != "failed"]
-    shown = shown[:_CHECKS]
-    columns = [Column(words(f"column.{name}"), right=name == "time") for name in ("check", "outcome", "found", "time")]
+    others = [check for check in ordered if check.outcome != "failed"]
+    shown = failed[:_FAILED]
+    shown += others[: _LINES - _LINES_OF_FAILED * len(shown)]
+    names = ("check", "outcome", "found", "time")
+    columns = [Column(words(f"column.{name}"), right=name == "time", tight=name == "outcome") for name in names]
     blocks: list[Block] = [Table(columns, [_row(check, words) for check in shown])]
     hidden_failed = max(0, len(failed) - _FAILED)
     hidden = len(ordered) - len(shown) - hidden_failed
@@ -35,15 +40,16 @@ def check_section(record: DrillRecord, words: Wording) -> Section:
 
 def _row(check: Check, words: Wording) -> list[Text]:
     label = words.known("check", check.kind)
-    name = clip(check.name, 80)
+    name = clip(check.name, 60)
     notes = [name] if check.kind == "assertion" and name else []
     if check.sampled < 1:
         notes.append(words("check.sampled", share=words.share(check.sampled)))
-    remedy = f"{words('remedy')}: {clip(said(check.remedy, words), 240)}" if check.remedy else ""
+    passed = check.outcome == "passed"
+    remedy = f"{words('remedy')}: {clip(said(check.remedy, words), 170)}" if check.remedy and not passed else ""
     return [
         Text(label, note="; ".join(notes)),
         Text(words.known("outcome", check.outcome), tone=_TONES.get(check.outcome, "")),
-        Text(clip(said(check.detail, words), 240), note=remedy),
+        Text(clip(said(check.detail, words), 80 if passed else 170), note=remedy),
         Text(words.duration(check.seconds)),
     ]
 
@@ -77,7 +83,7 @@ def _how(comparison: Comparison, words: Wording) -> str:
     if sampled:
         parts.append(words("comparison.sampled", count=sampled))
     if comparison.detail:
-        parts.append(clip(said(comparison.detail, words), 240))
+        parts.append(clip(said(comparison.detail, words), 140))
     return " · ".join(part.rstrip(".") for part in parts)
 
 
@@ -86,7 +92,7 @@ def _table_row(table: ComparedTable, words: Wording) -> list[Text]:
     if len(table.differences) > _EXAMPLES:
         examples.append(words("difference.more", count=len(table.differences) - _EXAMPLES))
     return [
-        Text(clip(table.name, 80), note=clip(said(table.detail, words), 120)),
+        Text(clip(table.name, 63), note=clip(said(table.detail, words), 120)),
         Text(f"{table.rows:,}"),
         Text("–" if table.live_rows is None else f"{table.live_rows:,}"),
         Text(" · ".join(examples)),
@@ -94,8 +100,8 @@ def _table_row(table: ComparedTable, words: Wording) -> list[Text]:
 
 
 def _example(difference: Difference, words: Wording) -> str:
-    key = clip(difference.key, 60)
-    live, restored = clip(difference.live or "", 60), clip(difference.restored or "", 60)
+    key = clip(difference.key, 32)
+    live, restored = clip(difference.live or "", 40), clip(difference.restored or "", 40)
     if difference.restored is None:
         return words("difference.lost", key=key, live=live)
     if difference.live is None:

@@ -7,6 +7,7 @@ from html import escape
 
 from pgkeep.drill.report.document import (
     Block,
+    Column,
     Document,
     Fields,
     HistoryChart,
@@ -110,24 +111,28 @@ def _field(name: str, text: Text) -> str:
 def _table(table: Table) -> Iterator[str]:
     yield '<table class="keyed"><thead><tr>' if table.keyed else "<table><thead><tr>"
     for column in table.columns:
-        yield (
-            f'<th scope="col" class="right">{escape(column.title)}</th>'
-            if column.right
-            else f'<th scope="col">{escape(column.title)}</th>'
-        )
+        yield f'<th scope="col"{_classes(_place(column))}>{escape(column.title)}</th>'
     yield "</tr></thead><tbody>"
     for number, row in enumerate(table.rows):
         yield "<tr>"
         for place, (column, cell) in enumerate(zip(table.columns, row, strict=True)):
             key = f'<i style="background:{phase_colour(number)}"></i>' if table.keyed and place == 0 else ""
-            yield f"<td{_class(cell, 'right' if column.right else '')}>{key}{_inner(cell)}</td>"
+            yield f"<td{_class(cell, _place(column))}>{key}{_inner(cell)}</td>"
         yield "</tr>"
     yield "</tbody></table>"
 
 
+def _place(column: Column) -> str:
+    return "right" if column.right else "tight" if column.tight else ""
+
+
 def _class(text: Text, *more: str) -> str:
-    names = [name for name in (text.tone, "strong" if text.strong else "", *more) if name]
-    return f' class="{" ".join(names)}"' if names else ""
+    return _classes(text.tone, "strong" if text.strong else "", *more)
+
+
+def _classes(*names: str) -> str:
+    given = " ".join(filter(None, names))
+    return f' class="{given}"' if given else ""
 
 
 def _inner(text: Text, note_tag: str = "small") -> str:

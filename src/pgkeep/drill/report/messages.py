@@ -45,7 +45,7 @@ MESSAGES = {
         "The backup came back: it was restored, recovered to its target and passed the one check there was.",
     ),
     "headline.passed.skipped": Message(
-        "The backup came back: it was restored, recovered to its target and passed {count} checks; {skipped} were skipped.",
+        "The backup came back: it was restored, recovered to its target and passed {count} checks ({skipped} skipped).",
         "백업이 정상적으로 복구되었습니다. 목표 지점까지 복구하였고, 검사 {count}건을 통과하였습니다. {skipped}건은 건너뛰었습니다.",
     ),
     "headline.failed": Message(
@@ -249,10 +249,10 @@ MESSAGES = {
     "junit.rpo": Message("loss within its objective", "데이터 손실이 목표 이내"),
     "junit.missed": Message("{measured}, over the objective of {objective}", "{measured}, 목표 {objective} 초과"),
     # units
-    "duration.second": Message("{seconds} s", "{seconds}초"),
-    "duration.minute": Message("{minutes} min {seconds} s", "{minutes}분 {seconds}초"),
-    "duration.hour": Message("{hours} h {minutes} min", "{hours}시간 {minutes}분"),
-    "duration.day": Message("{days} d {hours} h", "{days}일 {hours}시간"),
+    "unit.second": Message("{count} s", "{count}초"),
+    "unit.minute": Message("{count} min", "{count}분"),
+    "unit.hour": Message("{count} h", "{count}시간"),
+    "unit.day": Message("{count} d", "{count}일"),
     # what the exit code of a failed drill says, beside its own sentence
     "exit.1": Message("An unexpected error ended the drill.", "예상하지 못한 오류로 훈련이 중단되었습니다."),
     "exit.2": Message("The drill was asked for something that cannot be.", "수행할 수 없는 훈련이 요청되었습니다."),

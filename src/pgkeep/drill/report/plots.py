@@ -11,7 +11,9 @@ __all__ = ["COLOURS", "history_svg", "phase_colour", "phases_svg"]
 
 COLOURS: dict[Tone, str] = {"good": "#2e7d4f", "bad": "#c0392b", "quiet": "#9aa5b1", "warn": "#b7791f", "": "#33475b"}
 
-_PHASES = ("#2f5d8a", "#5b9bd5", "#8e6bb0", "#d98a3a", "#4aa08a", "#b0c4de", "#c7a83c", "#7f8c9a", "#a3596b", "#6b8e3d")
+# dark enough for white letters (WCAG's 4.5 to 1), and of different lightness beside each other
+# dark enough for white letters (WCAG's 4.5 to 1), and of different lightness beside each other
+_PHASES = ("#1f4e79", "#3a77b0", "#5e3c80", "#9c5a12", "#1e6f5c", "#6b7785", "#7d6608", "#49545f", "#8c3b52", "#4d6b1f")
 
 _WIDE, _HEIGHT = 700.0, 30.0
 _CHART_WIDTH, _CHART_HEIGHT = 340.0, 132.0
@@ -73,9 +75,10 @@ def history_svg(chart: HistoryChart) -> str:
             f"<title>{escape(f'{point.label}: {point.shown}')}</title>"
         )
         if fits or point.current:
+            above = height if not point.current or chart.predicted is None else max(height, chart.predicted[1] * scale)
             anchor, x = ("end", min(_CHART_WIDTH, middle + width / 2)) if not fits else ("middle", middle)
             parts.append(
-                f'<text x="{x:.1f}" y="{base - height - 4:.1f}" text-anchor="{anchor}" class="value">{escape(point.shown)}</text>'
+                f'<text x="{x:.1f}" y="{base - above - 4:.1f}" text-anchor="{anchor}" class="value">{escape(point.shown)}</text>'
             )
         parts.append(
             f'<text x="{middle:.1f}" y="{_CHART_HEIGHT - 5:.1f}" text-anchor="middle" class="tick">{escape(point.label)}</text></g>'

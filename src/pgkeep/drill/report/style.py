@@ -43,9 +43,12 @@ dd { margin: 0; }
 table { width: 100%; border-collapse: collapse; margin: 6px 0; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 11.5px; border-bottom: 1px solid var(--line); }
 th, td { padding: 2px 12px 2px 0; vertical-align: top; }
+th:first-child { width: 20%; }
 th:last-child, td:last-child { padding-right: 0; }
 td { border-bottom: 1px solid #edf0f3; }
-.right { text-align: right; white-space: nowrap; }
+dl.fields dd small { display: inline; margin-left: 10px; }
+.right, .tight { white-space: nowrap; }
+.right { text-align: right; }
 th.right { text-align: right; }
 td.good { color: var(--good); }
 td.bad, dd.bad, p.bad, li.bad { color: var(--bad); font-weight: 600; }
@@ -61,6 +64,7 @@ svg .in { fill: #fff; font-size: 11px; }
 svg .axis { stroke: #9aa5b1; stroke-width: 1; }
 svg .tick, svg text.objective { fill: var(--soft); font-size: 9.5px; }
 svg .value { font-size: 9.5px; }
+svg .value, svg text.objective { paint-order: stroke; stroke: #fff; stroke-width: 3px; }
 svg line.objective { stroke: var(--bad); stroke-width: 1; stroke-dasharray: 5 3; }
 svg line.above { stroke-dasharray: 1 3; }
 svg .whisker { stroke: var(--ink); stroke-width: 1.2; fill: none; }
@@ -76,7 +80,10 @@ footer { margin-top: 18px; padding-top: 6px; border-top: 1px solid var(--line); 
   body { font-size: 11px; line-height: 1.35; }
   :lang(ko) body { line-height: 1.38; }
   main { max-width: none; padding: 0; }
+  h1 { font-size: 18px; }
   h2 { margin-top: 10px; font-size: 12.5px; break-after: avoid; }
+  svg, .keyed { break-inside: avoid; }
+  svg.phases { break-after: avoid; }
   tr, .tile, .verdict, li { break-inside: avoid; }
   small, .tile span, th, .legend, footer { font-size: 9.5px; }
   code { font-size: 10.5px; }

@@ -34,8 +34,8 @@ __all__ = ["LAST_DRILLS", "make_document"]
 LAST_DRILLS = 10
 """So many are in the history, this one included."""
 
-_NOTES, _STEPS = 6, 12
-_SENTENCE = 420
+_NOTES, _STEPS = 4, 9
+_SENTENCE = 330
 
 
 def make_document(
@@ -44,18 +44,17 @@ def make_document(
     """The report of ``record``; ``earlier`` are other drills of the cluster, in any order, this one included or not."""
     words = Wording(language, zone)
     history = _history(record, earlier)
+    facts: list[Section | None] = [drill_section(record, words), timings_section(record, history, words)]
+    findings: list[Section | None] = [check_section(record, words), comparison_section(record, words)]
     sections = [
-        drill_section(record, words),
-        timings_section(record, history, words),
-        check_section(record, words),
-        comparison_section(record, words),
+        *(facts + findings if record.passed else findings + facts),
         _steps(record, words),
         _drills(record, history, words),
         _notes(record, words),
     ]
     return Document(
         language=language,
-        title=words("title", cluster=clip(record.cluster, 80)),
+        title=words("title", cluster=clip(record.cluster, 40)),
         subtitle=words.time(record.started),
         verdict=_verdict(record, words),
         tiles=_tiles(record, words),
@@ -180,8 +179,8 @@ def _steps(record: DrillRecord, words: Wording) -> Section | None:
         return None
     items = [
         Text(
-            f"{clip(said(step.text, words), 200)} ({words.known('outcome', step.outcome)}, {words.duration(step.seconds)})",
-            note=clip(step.command, 200),
+            f"{clip(said(step.text, words), 110)} ({words.known('outcome', step.outcome)}, {words.duration(step.seconds)})",
+            note=clip(step.command, 110),
             tone="bad" if step.outcome == "failed" else "",
         )
         for step in record.steps[:_STEPS]
@@ -194,7 +193,7 @@ def _steps(record: DrillRecord, words: Wording) -> Section | None:
 def _notes(record: DrillRecord, words: Wording) -> Section | None:
     if not record.notes:
         return None
-    items = [Text(clip(said(note, words), 300)) for note in record.notes[:_NOTES]]
+    items = [Text(clip(said(note, words), 180)) for note in record.notes[:_NOTES]]
     return Section("notes", words("section.notes"), _cut(Items(items), len(record.notes) - _NOTES, "notes", words))
 
 
@@ -208,7 +207,8 @@ def _drills(record: DrillRecord, history: list[DrillRecord], words: Wording) -> 
     if len(history) == 1:
         return Section("history", title, [Paragraph(Text(words("history.first")))])
     names = ("began", "state", "target", "rto", "rpo", "checks", "cause")
-    columns = [Column(words(f"column.{name}"), right=name in {"rto", "rpo"}) for name in names]
+    tight = {"began", "state", "target", "checks"}
+    columns = [Column(words(f"column.{name}"), right=name in {"rto", "rpo"}, tight=name in tight) for name in names]
     rows = [_drill_row(each, record, words) for each in reversed(history)]
     passed = sum(each.passed for each in history)
     summary = Paragraph(Text(words("history.summary", passed=passed, count=len(history))))
@@ -222,11 +222,11 @@ def _drill_row(each: DrillRecord, record: DrillRecord, words: Wording) -> list[T
     return [
         Text(words.short_time(each.started), note=words("history.this") if is_this else "", strong=is_this),
         Text(words(f"state.{each.state}"), tone="good" if each.passed else "bad"),
-        Text("–" if each.target is None else clip(target_line(each.target, words), 60)),
+        Text("–" if each.target is None else clip(target_line(each.target, words, short=True), 34)),
         _figure(None if each.rto is None else (each.rto.measured, each.rto.objective), words),
         _figure(None if each.rpo is None else (each.rpo.seconds, each.rpo.objective), words),
         Text(f"{passed}/{counted}"),
-        Text(clip(said(each.cause or "", words), 90)),
+        Text(clip(said(each.cause or "", words), 70)),
     ]
 
 

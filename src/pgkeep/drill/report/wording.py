@@ -6,7 +6,6 @@ from datetime import UTC, datetime, tzinfo
 from zoneinfo import ZoneInfo
 
 from pgkeep.drill.report.messages import MESSAGES, Language, message
-from pgkeep.units import format_duration
 
 __all__ = ["Wording", "clip", "visible"]
 
@@ -24,6 +23,9 @@ def clip(text: str, limit: int) -> str:
     """The text on one line, cut off where it is longer than ``limit`` characters."""
     text = visible(text)
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+_UNITS = ((86400, "day", 3600, "hour"), (3600, "hour", 60, "minute"), (60, "minute", 1, "second"))
 
 
 class Wording:
@@ -57,24 +59,26 @@ class Wording:
         there = moment.astimezone(self._zone)
         return f"{there:%Y-%m-%d %H:%M}" + ("" if there.utcoffset() else " UTC")
 
+    def bare_time(self, moment: datetime) -> str:
+        """To the second, in the zone, for a table."""
+        there = moment.astimezone(self._zone)
+        return f"{there:%Y-%m-%d %H:%M:%S}" + ("" if there.utcoffset() else " UTC")
+
     def day(self, moment: datetime) -> str:
         """Month and day in the zone, for a plot's axis."""
         return f"{moment.astimezone(self._zone):%m-%d}"
 
     def duration(self, seconds: float) -> str:
-        """As `pgkeep.units.format_duration`, in this language."""
+        """Two units at most, nothing that is zero: ``75`` -> ``"1 min 15 s"``, ``900`` -> ``"15 min"``, ``0.25`` -> ``"0.25 s"``."""
         if seconds < 0:
             return f"-{self.duration(-seconds)}"
-        if self.language == "en":
-            return format_duration(seconds)
-        if seconds < 60:
-            return self("duration.second", seconds=format_duration(seconds).removesuffix(" s"))
+        if seconds < 59.95:
+            shown = f"{seconds:.2f}" if seconds < 1 else f"{seconds:.1f}"
+            return self("unit.second", count=shown.rstrip("0").rstrip("."))
         whole = round(seconds)
-        if whole < 3600:
-            return self("duration.minute", minutes=whole // 60, seconds=whole % 60)
-        if whole < 86400:
-            return self("duration.hour", hours=whole // 3600, minutes=whole % 3600 // 60)
-        return self("duration.day", days=whole // 86400, hours=whole % 86400 // 3600)
+        size, unit, smaller, smaller_unit = next(row for row in _UNITS if whole >= row[0])
+        parts = ((whole // size, unit), (whole % size // smaller, smaller_unit))
+        return " ".join(self(f"unit.{name}", count=count) for count, name in parts if count)
 
     @staticmethod
     def share(share: float) -> str:
