@@ -14,16 +14,16 @@ __all__ = ["drill_section", "target_line"]
 def drill_section(record: DrillRecord, words: Wording) -> Section:
     """The section with the facts; those that the record does not have are left out."""
     rows = [
-        ("asked_by", Text(clip(record.asked_by, 110))),
-        ("reason", Text(clip(said(record.reason, words), 110))),
+        ("asked_by", Text(clip(record.asked_by, 84))),
+        ("reason", Text(clip(said(record.reason, words), 84))),
         ("scenario", Text(clip(record.scenario or "", 80))),
         ("when", Text(f"{words.time(record.started)} – {words.time(record.ended)}")),
         ("took", Text(words.duration(max(0.0, (record.ended - record.started).total_seconds())))),
         (
             "cluster",
-            Text(words("field.cluster.value", cluster=clip(record.cluster, 80), system=str(record.system_identifier))),
+            Text(words("field.cluster.value", cluster=clip(record.cluster, 40), system=str(record.system_identifier))),
         ),
-        ("repository", Text(clip(record.repository, 160))),
+        ("repository", Text(clip(record.repository, 90))),
         ("backup", _backup(record, words)),
         ("target", _target(record.target, words)),
         ("reached", _reached(record, words)),

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from pgkeep.drill.record import Check, ComparedTable, Comparison, Difference, DrillRecord
 from pgkeep.drill.report.document import Block, Column, Paragraph, Section, Table, Text, Tone
+from pgkeep.drill.report.limits import Limits
 from pgkeep.drill.report.sentences import said
 from pgkeep.drill.report.wording import Wording, clip, visible
 
 __all__ = ["check_section", "comparison_section"]
 
-_LINES, _LINES_OF_FAILED = 22, 3
-"""So many lines of checks go on a page with the rest; one that failed takes up to three."""
-
-_FAILED, _TABLES, _EXAMPLES = 6, 3, 3
 _TONES: dict[str, Tone] = {"passed": "good", "failed": "bad", "skipped": "warn"}
 _ORDER = {"failed": 0, "skipped": 1, "passed": 2}
 
 
-def check_section(record: DrillRecord, words: Wording) -> Section:
+def check_section(record: DrillRecord, limits: Limits, words: Wording) -> Section:
     """A row for each check: the failed ones first, then the skipped, then as they were done."""
     title = words("section.checks")
     if not record.checks:
@@ -25,12 +22,11 @@ def check_section(record: DrillRecord, words: Wording) -> Section:
     ordered = sorted(record.checks, key=lambda check: _ORDER.get(check.outcome, 0))
     failed = [check for check in ordered if check.outcome == "failed"]
     others = [check for check in ordered if check.outcome != "failed"]
-    shown = failed[:_FAILED]
-    shown += others[: _LINES - _LINES_OF_FAILED * len(shown)]
+    shown = failed[: limits.failed] + others[: limits.others]
     names = ("check", "outcome", "found", "time")
     columns = [Column(words(f"column.{name}"), right=name == "time", tight=name == "outcome") for name in names]
-    blocks: list[Block] = [Table(columns, [_row(check, words) for check in shown])]
-    hidden_failed = max(0, len(failed) - _FAILED)
+    blocks: list[Block] = [Table(columns, [_row(check, limits, words) for check in shown])]
+    hidden_failed = max(0, len(failed) - limits.failed)
     hidden = len(ordered) - len(shown) - hidden_failed
     for key, count in (("checks.more.failed", hidden_failed), ("checks.more", hidden)):
         if count:
@@ -38,23 +34,25 @@ def check_section(record: DrillRecord, words: Wording) -> Section:
     return Section("checks", title, blocks)
 
 
-def _row(check: Check, words: Wording) -> list[Text]:
+def _row(check: Check, limits: Limits, words: Wording) -> list[Text]:
     label = words.known("check", check.kind)
-    name = clip(check.name, 60)
+    name = clip(check.name, 48)
     notes = [name] if check.kind == "assertion" and name else []
     if check.sampled < 1:
         notes.append(words("check.sampled", share=words.share(check.sampled)))
     passed = check.outcome == "passed"
-    remedy = f"{words('remedy')}: {clip(said(check.remedy, words), 170)}" if check.remedy and not passed else ""
+    remedy = (
+        f"{words('remedy')}: {clip(said(check.remedy, words), limits.sentence)}" if check.remedy and not passed else ""
+    )
     return [
         Text(label, note="; ".join(notes)),
         Text(words.known("outcome", check.outcome), tone=_TONES.get(check.outcome, "")),
-        Text(clip(said(check.detail, words), 80 if passed else 170), note=remedy),
+        Text(clip(said(check.detail, words), 80 if passed else limits.sentence), note=remedy),
         Text(words.duration(check.seconds)),
     ]
 
 
-def comparison_section(record: DrillRecord, words: Wording) -> Section | None:
+def comparison_section(record: DrillRecord, limits: Limits, words: Wording) -> Section | None:
     """The tables that differ with example rows, or one sentence; None where nothing was compared."""
     comparison = record.comparison
     if comparison is None:
@@ -64,9 +62,9 @@ def comparison_section(record: DrillRecord, words: Wording) -> Section | None:
     if differing:
         names = ("table", "rows.restored", "rows.live", "examples")
         columns = [Column(words(f"column.{name}"), right=name.startswith("rows")) for name in names]
-        blocks.append(Table(columns, [_table_row(table, words) for table in differing[:_TABLES]]))
-    if len(differing) > _TABLES:
-        blocks.append(Paragraph(Text(words("comparison.more", count=len(differing) - _TABLES), tone="quiet")))
+        blocks.append(Table(columns, [_table_row(table, limits, words) for table in differing[: limits.tables]]))
+    if len(differing) > limits.tables:
+        blocks.append(Paragraph(Text(words("comparison.more", count=len(differing) - limits.tables), tone="quiet")))
     return Section("comparison", words("section.comparison"), blocks)
 
 
@@ -87,10 +85,10 @@ def _how(comparison: Comparison, words: Wording) -> str:
     return " · ".join(part.rstrip(".") for part in parts)
 
 
-def _table_row(table: ComparedTable, words: Wording) -> list[Text]:
-    examples = [_example(each, words) for each in table.differences[:_EXAMPLES]]
-    if len(table.differences) > _EXAMPLES:
-        examples.append(words("difference.more", count=len(table.differences) - _EXAMPLES))
+def _table_row(table: ComparedTable, limits: Limits, words: Wording) -> list[Text]:
+    examples = [_example(each, words) for each in table.differences[: limits.examples]]
+    if len(table.differences) > limits.examples:
+        examples.append(words("difference.more", count=len(table.differences) - limits.examples))
     return [
         Text(clip(table.name, 63), note=clip(said(table.detail, words), 120)),
         Text(f"{table.rows:,}"),

@@ -24,18 +24,13 @@ from pgkeep.drill.report.document import (
 )
 from pgkeep.drill.report.facts import drill_section, target_line
 from pgkeep.drill.report.findings import check_section, comparison_section
-from pgkeep.drill.report.messages import Language
+from pgkeep.drill.report.limits import Limits, limits_for
+from pgkeep.drill.report.messages import MESSAGES, Language
 from pgkeep.drill.report.sentences import said
 from pgkeep.drill.report.timings import timings_section
 from pgkeep.drill.report.wording import Wording, clip, visible
 
-__all__ = ["LAST_DRILLS", "make_document"]
-
-LAST_DRILLS = 10
-"""So many are in the history, this one included."""
-
-_NOTES, _STEPS = 4, 9
-_SENTENCE = 330
+__all__ = ["make_document"]
 
 
 def make_document(
@@ -43,20 +38,21 @@ def make_document(
 ) -> Document:
     """The report of ``record``; ``earlier`` are other drills of the cluster, in any order, this one included or not."""
     words = Wording(language, zone)
-    history = _history(record, earlier)
+    limits = limits_for(record)
+    history = _history(record, earlier)[-limits.drills :]
     facts: list[Section | None] = [drill_section(record, words), timings_section(record, history, words)]
-    findings: list[Section | None] = [check_section(record, words), comparison_section(record, words)]
+    findings: list[Section | None] = [check_section(record, limits, words), comparison_section(record, limits, words)]
     sections = [
         *(facts + findings if record.passed else findings + facts),
-        _steps(record, words),
+        _steps(record, limits, words),
         _drills(record, history, words),
-        _notes(record, words),
+        _notes(record, limits, words),
     ]
     return Document(
         language=language,
         title=words("title", cluster=clip(record.cluster, 40)),
         subtitle=words.time(record.started),
-        verdict=_verdict(record, words),
+        verdict=_verdict(record, limits, words),
         tiles=_tiles(record, words),
         sections=[section for section in sections if section is not None],
         footer=words("footer", id=visible(record.id)),
@@ -64,25 +60,24 @@ def make_document(
 
 
 def _history(record: DrillRecord, earlier: Sequence[DrillRecord]) -> list[DrillRecord]:
-    """The last drills up to this one, oldest first."""
+    """The drills up to this one, oldest first."""
     others = {
         other.id: other
         for other in earlier
         if other.system_identifier == record.system_identifier and other.started <= record.started
     }
     others.pop(record.id, None)
-    before = sorted(others.values(), key=lambda other: (other.started, other.id))
-    return [*before[-(LAST_DRILLS - 1) :], record]
+    return [*sorted(others.values(), key=lambda other: (other.started, other.id)), record]
 
 
-def _verdict(record: DrillRecord, words: Wording) -> Verdict:
+def _verdict(record: DrillRecord, limits: Limits, words: Wording) -> Verdict:
     state = words(f"state.{record.state}")
     if record.passed:
         skipped = sum(check.outcome == "skipped" for check in record.checks)
         passed = sum(check.outcome == "passed" for check in record.checks)
         key = "headline.passed.skipped" if skipped else "headline.passed"
         return Verdict(passed=True, state=state, headline=words(key, count=passed, skipped=skipped))
-    cause = words("cause.unknown") if not record.cause else clip(said(record.cause, words), _SENTENCE)
+    cause = words("cause.unknown") if not record.cause else clip(said(record.cause, words), 2 * limits.sentence)
     note = words(f"exit.{record.exit_code}") if _names_exit(record, words) else ""
     return Verdict(
         passed=False,
@@ -92,14 +87,12 @@ def _verdict(record: DrillRecord, words: Wording) -> Verdict:
         cause=cause,
         cause_note=note,
         remedy_label=words("remedy") if record.remedy else "",
-        remedy=clip(said(record.remedy, words), _SENTENCE) if record.remedy else "",
+        remedy=clip(said(record.remedy, words), 2 * limits.sentence) if record.remedy else "",
     )
 
 
 def _names_exit(record: DrillRecord, words: Wording) -> bool:
     """Whether the kind of error is said beside the cause: where the cause itself could not be said in the language."""
-    from pgkeep.drill.report.messages import MESSAGES
-
     if f"exit.{record.exit_code}" not in MESSAGES or words.language == "en":
         return False
     return not record.cause or said(record.cause, words) == record.cause
@@ -174,27 +167,31 @@ def _compared_tile(record: DrillRecord, words: Wording) -> Tile:
     return Tile(label, value, notes, "bad")
 
 
-def _steps(record: DrillRecord, words: Wording) -> Section | None:
+def _steps(record: DrillRecord, limits: Limits, words: Wording) -> Section | None:
     if not record.steps:
         return None
     items = [
         Text(
-            f"{clip(said(step.text, words), 110)} ({words.known('outcome', step.outcome)}, {words.duration(step.seconds)})",
-            note=clip(step.command, 110),
+            f"{clip(said(step.text, words), 76)} ({words.known('outcome', step.outcome)}, {words.duration(step.seconds)})",
+            note=clip(step.command, 86),
             tone="bad" if step.outcome == "failed" else "",
         )
-        for step in record.steps[:_STEPS]
+        for step in record.steps[: limits.steps]
     ]
     return Section(
-        "steps", words("section.steps"), _cut(Items(items, numbered=True), len(record.steps) - _STEPS, "steps", words)
+        "steps",
+        words("section.steps"),
+        _cut(Items(items, numbered=True), len(record.steps) - limits.steps, "steps", words),
     )
 
 
-def _notes(record: DrillRecord, words: Wording) -> Section | None:
+def _notes(record: DrillRecord, limits: Limits, words: Wording) -> Section | None:
     if not record.notes:
         return None
-    items = [Text(clip(said(note, words), 180)) for note in record.notes[:_NOTES]]
-    return Section("notes", words("section.notes"), _cut(Items(items), len(record.notes) - _NOTES, "notes", words))
+    items = [Text(clip(said(note, words), limits.sentence)) for note in record.notes[: limits.notes]]
+    return Section(
+        "notes", words("section.notes"), _cut(Items(items), len(record.notes) - limits.notes, "notes", words)
+    )
 
 
 def _cut(items: Items, left: int, name: str, words: Wording) -> list[Block]:
@@ -226,7 +223,7 @@ def _drill_row(each: DrillRecord, record: DrillRecord, words: Wording) -> list[T
         _figure(None if each.rto is None else (each.rto.measured, each.rto.objective), words),
         _figure(None if each.rpo is None else (each.rpo.seconds, each.rpo.objective), words),
         Text(f"{passed}/{counted}"),
-        Text(clip(said(each.cause or "", words), 70)),
+        Text(clip(said(each.cause or "", words), 60)),
     ]
 
 
