@@ -277,7 +277,7 @@ class RestoreHook(Settings):
 class Cluster(Settings):
     """``[cluster.NAME]``: ``repositories`` are names of repositories, the first being the one that is read from.
 
-    ``time_zone`` is that of times without one; None means this machine's.
+    ``time_zone`` is that of times without one; None means this machine's. ``lang`` is the language of reports.
     """
 
     name: str
@@ -289,6 +289,7 @@ class Cluster(Settings):
     server: ServerControl = ServerControl()
     after_restore: tuple[RestoreHook, ...] = ()
     time_zone: Annotated[str, BeforeValidator(_parse_zone)] | None = None
+    lang: Literal["en", "ko"] = "en"
 
     @property
     def slot(self) -> str:
