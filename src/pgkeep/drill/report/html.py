@@ -109,7 +109,7 @@ def _field(name: str, text: Text) -> str:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield '<table class="keyed"><thead><tr>' if table.keyed else "<table><thead><tr>"
+    yield f'<div class="wide"><table{_classes("keyed" if table.keyed else "")}><thead><tr>'
     for column in table.columns:
         yield f'<th scope="col"{_classes(_place(column))}>{escape(column.title)}</th>'
     yield "</tr></thead><tbody>"
@@ -119,7 +119,7 @@ def _table(table: Table) -> Iterator[str]:
             key = f'<i style="background:{phase_colour(number)}"></i>' if table.keyed and place == 0 else ""
             yield f"<td{_class(cell, _place(column))}>{key}{_inner(cell)}</td>"
         yield "</tr>"
-    yield "</tbody></table>"
+    yield "</tbody></table></div>"
 
 
 def _place(column: Column) -> str:

@@ -69,12 +69,20 @@ svg line.objective { stroke: var(--bad); stroke-width: 1; stroke-dasharray: 5 3;
 svg line.above { stroke-dasharray: 1 3; }
 svg .whisker { stroke: var(--ink); stroke-width: 1.2; fill: none; }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 4px 28px; margin-top: 8px; }
+.wide { overflow-x: auto; }
 figure { margin: 0; break-inside: avoid; }
 figcaption { font-weight: 600; font-size: 12px; margin-bottom: 4px; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: 11px; color: var(--soft); }
 .legend i { margin-right: 5px; }
 .legend b { display: inline-block; width: 10px; text-align: center; margin-right: 5px; color: var(--ink); }
 footer { margin-top: 18px; padding-top: 6px; border-top: 1px solid var(--line); color: var(--soft); font-size: 11px; }
+@media screen and (max-width: 560px) {
+  main { padding: 14px; }
+  dl { grid-template-columns: minmax(0, 1fr); }
+  dd { margin-bottom: 4px; }
+  .tiles { grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); }
+  .wide table { min-width: 480px; }
+}
 @page { size: A4; margin: 12mm 13mm; }
 @media print {
   body { font-size: 11px; line-height: 1.35; }
@@ -89,6 +97,7 @@ footer { margin-top: 18px; padding-top: 6px; border-top: 1px solid var(--line); 
   code { font-size: 10.5px; }
   th, td { padding-top: 1px; padding-bottom: 1px; }
   .tiles { grid-template-columns: repeat(4, 1fr); }
+  .wide { overflow: visible; }
   .side { grid-template-columns: 1fr 1fr; }
 }
 """
