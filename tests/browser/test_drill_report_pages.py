@@ -17,6 +17,8 @@ from support.drill_records import ZONE, crowded_record, earlier_records, failed_
 RECORDS = {"passed": passed_record, "failed": failed_record, "crowded": crowded_record}
 PHONE = 360
 
+PICTURES = os.environ.get("PGKEEP_PICTURES")  # read here: the tests themselves do not see the operator's variables
+
 # Draws every character that the page shows, and a character that no font has; one that looks like the latter is a box ("tofu").
 _BOXES = """(() => {
   const canvas = document.createElement("canvas");
@@ -51,9 +53,8 @@ def write(record: DrillRecord, language: Language, directory: Path) -> Path:
 
 
 def keep(name: str, data: bytes) -> None:
-    pictures = os.environ.get("PGKEEP_PICTURES")
-    if pictures:
-        Path(pictures, name).write_bytes(data)
+    if PICTURES is not None:
+        Path(PICTURES, name).write_bytes(data)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -191,6 +191,9 @@ def earlier_records(record: DrillRecord, count: int = 9) -> list[DrillRecord]:
         changes: dict[str, object] = {
             "id": f"{started:%Y%m%dT%H%M%S}.678Z-0000000{back}",
             "started": started,
+            "target": DrillTarget(
+                how="random", asked="random", kind="time", value="", time=started - timedelta(hours=7 * back + 1.3)
+            ),
             "ended": started + timedelta(seconds=900),
             "state": "passed",
             "cause": None,
