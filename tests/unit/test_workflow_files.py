@@ -57,7 +57,7 @@ def test_every_pgkeep_command_of_a_workflow_exists_with_its_options(path: Path) 
         parse(line)
 
 
-@pytest.mark.parametrize("line", ["pgkeep list --no-such", "pgkeep nothing", "pgkeep wal nothing", "pgkeep show"])
+@pytest.mark.parametrize("line", ["pgkeep list --no-such", "pgkeep nothing", "pgkeep wal nothing", "pgkeep completion"])
 def test_a_command_that_does_not_exist_would_be_noticed(line: str) -> None:
     with pytest.raises(click.UsageError):
         parse(line)
