@@ -14,8 +14,7 @@ from __future__ import annotations
 import contextlib
 import select
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -26,7 +25,7 @@ from pgkeep.drill.fingerprint_tables import Connection, TableName
 from pgkeep.errors import PgkeepError, ServerError
 from pgkeep.postgres.lsn import LSN
 
-__all__ = ["LockRules", "LockedOut", "Mark", "Marker", "TablesChanged", "free_mark", "locked_mark", "open_snapshot"]
+__all__ = ["LockRules", "LockedOut", "Mark", "Marker", "TablesChanged", "close_all", "free_mark", "locked_mark", "open_snapshot"]
 
 _LOCK_SHARE = 0.8
 """Of the time that a writer may wait: for the lock to be granted. The rest is for what is done under it."""
@@ -103,6 +102,7 @@ class Mark:
     visible: dict[str, str] = field(default_factory=dict)
     attempts: int = 1
     held: float = 0.0
+    sessions: dict[str, Connection] = field(default_factory=dict)
 
 
 def open_snapshot(connection: Connection) -> tuple[str, str]:
@@ -121,28 +121,30 @@ def free_mark(connection: Connection, marker: Marker) -> Mark:
 
 
 def locked_mark(
-    sessions: Mapping[str, Connection],
+    connect: Callable[[str], Connection],
     tables: Mapping[str, Sequence[TableName]],
     watcher: Connection,
     marker: Marker,
     rules: LockRules,
 ) -> Mark:
-    """Lock the tables of every database, mark the moment, and let go; the sessions are in transactions with its snapshots then.
+    """Lock the tables of every database, mark the moment, and let go; the mark's sessions are in transactions with its snapshots then.
 
-    ``watcher`` is one more session, which looks who is in the way. Raises LockedOut, TablesChanged, ServerError.
+    ``connect`` opens a session in a database; ``watcher`` is one more, which looks who is in the way. The caller closes the mark's
+    sessions. Raises LockedOut, TablesChanged, ServerError.
     """
     budget, may_cancel = _budget(watcher, rules)
     order = {database: list(names) for database, names in tables.items()}
     end, pause, attempt = time.monotonic() + rules.give_up, _FIRST_PAUSE, 0
     while True:
         attempt += 1
+        sessions: dict[str, Connection] = {}
         try:
+            for database in order:
+                sessions[database] = connect(database)
             quick = may_cancel and attempt >= _CANCELS_AUTOVACUUM_FROM
             mark = _try(sessions, order, watcher, marker, budget, quick=quick)
         except _InTheWay as blocked:
-            for session in sessions.values():
-                if not session.closed:
-                    session.execute("ROLLBACK")
+            close_all(sessions.values())
             if time.monotonic() + pause > end:
                 raise LockedOut(
                     f"{attempt} attempts within {rules.give_up:g} s found no moment without writers: {blocked}",
@@ -155,8 +157,12 @@ def locked_mark(
                 order = {blocked.database: order.pop(blocked.database), **order}
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+        except BaseException:
+            close_all(sessions.values())
+            raise
         else:
             mark.attempts = attempt
+            mark.sessions = sessions
             return mark
 
 
@@ -257,7 +263,7 @@ def _run(
     message = (failure.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"no reason given").decode(errors="replace")
     if state in _CHANGED:
         raise TablesChanged(f"database {database}: {message}")
-    if state not in _BUSY or pgconn.status == pq.ConnStatus.BAD:
+    if state not in _BUSY:
         raise ServerError(
             f"the tables of database {database} cannot be locked: {message}", hint="pgkeep compare --no-lock"
         )
@@ -274,12 +280,8 @@ def _blocker(watcher: Connection, pid: int) -> tuple[str, TableName] | None:
     return f"{schema}.{name} is held by {who}", TableName(schema, name)
 
 
-@contextmanager
-def closing_all(sessions: Mapping[str, Connection]) -> Iterator[None]:
-    """Close the sessions at the end."""
-    try:
-        yield
-    finally:
-        for session in sessions.values():
-            with contextlib.suppress(psycopg.Error):
-                session.close()
+def close_all(sessions: Iterable[Connection]) -> None:
+    """Close sessions, whatever became of them."""
+    for session in sessions:
+        with contextlib.suppress(psycopg.Error):
+            session.close()
