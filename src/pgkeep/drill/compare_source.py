@@ -25,12 +25,12 @@ from pgkeep.drill.fingerprint_moment import (
 )
 from pgkeep.drill.fingerprint_ranges import Chosen, Readers, Unreadable, choose_ranges, sum_ranges
 from pgkeep.drill.fingerprint_tables import (
-    HEARTBEAT_SCHEMA,
     Connection,
     TableName,
     TableState,
     connect_to,
     databases,
+    sequence_values,
     table_states,
     tables_of,
 )
@@ -47,11 +47,9 @@ _SERVER = """
            (pg_control_system()).system_identifier::text, current_setting('server_version_num')::int / 10000,
            has_function_privilege('pg_catalog.pg_create_restore_point(text)', 'EXECUTE')
 """
-_SEQUENCES = """
-    SELECT schemaname, sequencename, increment_by, last_value FROM pg_sequences
-     WHERE last_value IS NOT NULL AND NOT cycle AND schemaname !~ '^pg_' AND schemaname <> %s
-"""
-_OPEN = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::int8, pg_snapshot_xmax(pg_current_snapshot())::text::int8"
+_OPEN = (
+    "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::int8, pg_snapshot_xmax(pg_current_snapshot())::text::int8"
+)
 
 _WAIT_FOR_OPEN = 5.0
 """Seconds in which transactions may end that were in the middle of their commit at the moment, where nothing is locked."""
@@ -185,7 +183,6 @@ class _Source:
 
     def floors(self) -> list[SequenceFloor]:
         """What sequences had handed out; read before and after the moment, so that one that was set back is not held to its past."""
-        self._read_sequences()
         return [
             SequenceFloor(database=database, schema=schema, name=name, increment=increment, value=value)
             for (database, schema, name), (increment, value) in sorted(self._floors.items())
@@ -300,8 +297,10 @@ class _Source:
         return readers
 
     def _read_sequences(self) -> None:
+        if self.request.tables is not None:
+            return
         for database, session in self._plain.items():
-            for schema, name, increment, value in session.execute(_SEQUENCES, (HEARTBEAT_SCHEMA,)):
+            for (schema, name), (increment, value) in sequence_values(session).items():
                 known = self._floors.get((database, schema, name), (increment, value))
                 least = min if increment > 0 else max
                 self._floors[database, schema, name] = (increment, least(known[1], value))

@@ -25,7 +25,17 @@ from pgkeep.drill.fingerprint_tables import Connection, TableName
 from pgkeep.errors import PgkeepError, ServerError
 from pgkeep.postgres.lsn import LSN
 
-__all__ = ["LockRules", "LockedOut", "Mark", "Marker", "TablesChanged", "close_all", "free_mark", "locked_mark", "open_snapshot"]
+__all__ = [
+    "LockRules",
+    "LockedOut",
+    "Mark",
+    "Marker",
+    "TablesChanged",
+    "close_all",
+    "free_mark",
+    "locked_mark",
+    "open_snapshot",
+]
 
 _LOCK_SHARE = 0.8
 """Of the time that a writer may wait: for the lock to be granted. The rest is for what is done under it."""
@@ -80,7 +90,11 @@ class Marker:
 
     def query(self) -> str:
         """Writes the mark; answers with the position behind it, the name of the WAL file that holds it, and the time."""
-        call = "pg_create_restore_point({name})" if self.restore_point else "pg_logical_emit_message(false, 'pgkeep', {name})"
+        call = (
+            "pg_create_restore_point({name})"
+            if self.restore_point
+            else "pg_logical_emit_message(false, 'pgkeep', {name})"
+        )
         return (
             sql.SQL(
                 "WITH mark AS MATERIALIZED (SELECT " + call + " AS lsn) "

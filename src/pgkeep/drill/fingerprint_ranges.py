@@ -17,7 +17,7 @@ from pgkeep.drill.fingerprint import RangeSum, TableFingerprint, range_is_sample
 from pgkeep.drill.fingerprint_tables import Connection, TableState, range_query
 from pgkeep.errors import ServerError
 
-__all__ = ["Chosen", "Readers", "Unreadable", "choose_ranges", "read_range", "sum_ranges"]
+__all__ = ["Chosen", "Readers", "Unreadable", "choose_ranges", "read_ranges", "sum_ranges"]
 
 _MOST_RANGES = 1024
 _LEAST_BLOCKS = 256
@@ -153,8 +153,15 @@ def sum_ranges(readers: Readers, chosen: Sequence[Chosen]) -> list[list[RangeSum
             return error
 
     items = [(which, start) for which, each in enumerate(chosen) for start in each.starts]
-    found: list[list[RangeSum] | Unreadable] = [[] for _ in chosen]
-    for (which, _), result in zip(items, readers.map(one, items), strict=True):
+    return _gathered(len(chosen), [which for which, _ in items], readers.map(one, items))
+
+
+def _gathered(
+    count: int, owners: Sequence[int], results: Sequence[RangeSum | Unreadable]
+) -> list[list[RangeSum] | Unreadable]:
+    """Results by the table that they are of; one that cannot be read spoils the table's."""
+    found: list[list[RangeSum] | Unreadable] = [[] for _ in range(count)]
+    for which, result in zip(owners, results, strict=True):
         so_far = found[which]
         if isinstance(so_far, Unreadable):
             continue
@@ -163,6 +170,22 @@ def sum_ranges(readers: Readers, chosen: Sequence[Chosen]) -> list[list[RangeSum
         else:
             so_far.append(result)
     return found
+
+
+def read_ranges(readers: Readers, tables: Sequence[TableFingerprint]) -> list[list[RangeSum] | Unreadable]:
+    """The same ranges of the same tables in another cluster."""
+
+    def one(item: tuple[TableFingerprint, int]) -> RangeSum | Unreadable:
+        table, start = item
+        try:
+            with readers.transaction(table.database) as session, _as_unreadable():
+                return read_range(session, table, start)
+        except Unreadable as error:
+            return error
+
+    items = [(which, each.start) for which, table in enumerate(tables) for each in table.ranges]
+    results = readers.map(one, [(tables[which], start) for which, start in items])
+    return _gathered(len(tables), [which for which, _ in items], results)
 
 
 def read_range(session: Connection, table: TableFingerprint, start: int) -> RangeSum:

@@ -23,6 +23,7 @@ __all__ = [
     "databases",
     "range_query",
     "row_text",
+    "sequence_values",
     "tables_of",
     "table_states",
     "within",
@@ -68,6 +69,13 @@ _STATES = """
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am m ON m.oid = c.relam
      WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname !~ '^pg_'
        AND n.nspname NOT IN ('information_schema', %s)
+"""
+_SEQUENCES = """
+    SELECT s.schemaname, s.sequencename, s.increment_by, s.last_value
+      FROM pg_sequences s JOIN pg_namespace n ON n.nspname = s.schemaname
+      JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.sequencename
+     WHERE c.relpersistence = 'p' AND s.last_value IS NOT NULL AND NOT s.cycle
+       AND s.schemaname !~ '^pg_' AND s.schemaname <> %s
 """
 
 # regproc, regprocedure, regoper, regoperator, regclass, regtype, regrole, regnamespace, regconfig, regdictionary, regcollation, and
@@ -120,9 +128,7 @@ def databases(connection: Connection, wanted: Collection[str] | None) -> tuple[l
             f"the source has no database {missing[0]!r}", hint=f"it has: {', '.join(sorted(found)) or 'none'}"
         )
     chosen = [name for name in found if wanted is None or name in wanted]
-    notes = [
-        f"database {name} was left out: the role may not connect to it" for name in chosen if not found[name]
-    ]
+    notes = [f"database {name} was left out: the role may not connect to it" for name in chosen if not found[name]]
     return [name for name in chosen if found[name]], notes
 
 
@@ -149,6 +155,19 @@ def table_states(connection: Connection) -> dict[TableName, TableState]:
     return found
 
 
+def sequence_values(connection: Connection) -> dict[tuple[str, str], tuple[int, int]]:
+    """The increment and the last value of each sequence that was used, by schema and name; not of those that begin again."""
+    # whoever alters one holds it up for moments; a second reading is as good as none then
+    connection.execute("SET lock_timeout = '2s'")
+    try:
+        rows = connection.execute(_SEQUENCES, (HEARTBEAT_SCHEMA,)).fetchall()
+    except psycopg.errors.LockNotAvailable:
+        return {}
+    finally:
+        connection.execute("SET lock_timeout = 0")
+    return {(schema, name): (increment, value) for schema, name, increment, value in rows}
+
+
 def row_text(columns: Sequence[Column]) -> sql.Composed:
     """A row as text: the same for the same values, whatever was done to other columns since."""
     values = [
@@ -168,7 +187,9 @@ def within(start: int, end: int | None, *, in_blocks: bool) -> sql.Composed:
 def range_query(table: TableFingerprint, start: int) -> sql.Composed:
     """Counts and sums up one range of a table."""
     # hashtextextended is the same within a major version, and both sides are of one
-    return sql.SQL("SELECT count(*), coalesce(sum(hashtextextended({}, 0)), 0)::text FROM ONLY {} AS r WHERE {}").format(
+    return sql.SQL(
+        "SELECT count(*), coalesce(sum(hashtextextended({}, 0)), 0)::text FROM ONLY {} AS r WHERE {}"
+    ).format(
         row_text(table.columns),
         sql.Identifier(table.schema, table.name),
         within(start, table.end_of(start), in_blocks=table.range_blocks > 0),
