@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pgkeep.drill.fingerprint import RangeSum, SequenceFloor, SourceFingerprints, TableFingerprint
 from pgkeep.drill.fingerprint_moment import (
@@ -43,7 +43,7 @@ from pgkeep.units import utc_now
 __all__ = ["ComparisonRequest", "begin_comparison"]
 
 _SERVER = """
-    SELECT pg_is_in_recovery(), current_setting('wal_level'), current_user,
+    SELECT pg_is_in_recovery(), current_setting('wal_level'),
            (pg_control_system()).system_identifier::text, current_setting('server_version_num')::int / 10000,
            has_function_privilege('pg_catalog.pg_create_restore_point(text)', 'EXECUTE')
 """
@@ -67,7 +67,7 @@ class ComparisonRequest:
     databases: Collection[str] | None = None
     tables: Collection[str] | None = None
     lock: bool = True
-    rules: LockRules = LockRules()
+    rules: LockRules = field(default_factory=LockRules)
     most_bytes: int | None = 8 << 30
     jobs: int | None = None
 
@@ -112,7 +112,7 @@ def begin_comparison(
 def _ask(connection: Connection, dsn: str) -> tuple[int, int, bool]:
     row = connection.execute(_SERVER).fetchone()
     assert row is not None
-    in_recovery, level, role, system, major, may_mark = row
+    in_recovery, level, system, major, may_mark = row
     if in_recovery:
         raise ServerError(
             f"{endpoint_of(dsn)} is a standby: the moment of a comparison is marked in the WAL, which only the primary writes",

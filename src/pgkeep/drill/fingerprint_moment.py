@@ -53,6 +53,14 @@ _BUSY = {"55P03", "57014", "40P01", "25P03", "57P01"}
 _CHANGED = {"42P01", "3F000", "42809", "42501"}
 """undefined_table, invalid_schema_name, wrong_object_type, insufficient_privilege: look at the tables again."""
 
+_RESTORE_POINT = sql.SQL("""
+    WITH mark AS MATERIALIZED (SELECT pg_create_restore_point({}) AS lsn)
+    SELECT lsn::text, pg_walfile_name(lsn), clock_timestamp()::text FROM mark
+""")
+_MESSAGE = sql.SQL("""
+    WITH mark AS MATERIALIZED (SELECT pg_logical_emit_message(false, 'pgkeep', {}) AS lsn)
+    SELECT lsn::text, pg_walfile_name(lsn), clock_timestamp()::text FROM mark
+""")
 _WAITING_FOR = """
     SELECT n.nspname, c.relname, a.pid, coalesce(nullif(a.application_name, ''), a.backend_type), a.usename
       FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -90,19 +98,7 @@ class Marker:
 
     def query(self) -> str:
         """Writes the mark; answers with the position behind it, the name of the WAL file that holds it, and the time."""
-        call = (
-            "pg_create_restore_point({name})"
-            if self.restore_point
-            else "pg_logical_emit_message(false, 'pgkeep', {name})"
-        )
-        return (
-            sql.SQL(
-                "WITH mark AS MATERIALIZED (SELECT " + call + " AS lsn) "
-                "SELECT lsn::text, pg_walfile_name(lsn), clock_timestamp()::text FROM mark"
-            )
-            .format(name=sql.Literal(self.name))
-            .as_string()
-        )
+        return (_RESTORE_POINT if self.restore_point else _MESSAGE).format(sql.Literal(self.name)).as_string()
 
 
 @dataclass

@@ -24,8 +24,8 @@ __all__ = [
     "range_query",
     "row_text",
     "sequence_values",
-    "tables_of",
     "table_states",
+    "tables_of",
     "within",
 ]
 
@@ -121,7 +121,7 @@ def connect_to(dsn: str, database: str) -> Connection:
 
 def databases(connection: Connection, wanted: Collection[str] | None) -> tuple[list[str], list[str]]:
     """The databases to compare, and a note for each that this role cannot look into. Raises NotFoundError for a wanted one."""
-    found = {name: may_connect for name, may_connect in connection.execute(_DATABASES)}
+    found: dict[str, bool] = dict(connection.execute(_DATABASES))
     missing = sorted(set(wanted or ()) - set(found))
     if missing:
         raise NotFoundError(
