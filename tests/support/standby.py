@@ -25,7 +25,12 @@ class SteppingStandby:
         give_to(source.account, directory)
         sql(source.dsn(), "SELECT pg_create_physical_replication_slot('stepping', true)")
         run_program(
-            source, "pg_basebackup", f"--dbname={source.dsn()}", f"--pgdata={directory}", "--checkpoint=fast", "--slot=stepping"
+            source,
+            "pg_basebackup",
+            f"--dbname={source.dsn()}",
+            f"--pgdata={directory}",
+            "--checkpoint=fast",
+            "--slot=stepping",
         )
         (directory / "standby.signal").touch()
         self.server = Server(directory, source.binaries)
@@ -42,7 +47,9 @@ class SteppingStandby:
         """Recover up to a restore point, or to an LSN exclusively, and wait there; the DSN to look at it."""
         self.server.stop("fast")
         target: dict[str, str | int | bool] = (
-            {"recovery_target_name": name} if name else {"recovery_target_lsn": lsn or "", "recovery_target_inclusive": False}
+            {"recovery_target_name": name}
+            if name
+            else {"recovery_target_lsn": lsn or "", "recovery_target_inclusive": False}
         )
         self.server.start(
             {
@@ -58,4 +65,9 @@ class SteppingStandby:
         while sql(self.server.dsn(), "SELECT pg_get_wal_replay_pause_state()") != [("paused",)]:
             assert time.monotonic() < deadline, "the standby did not reach its target"
             time.sleep(0.02)
+        return self.server.dsn()
+
+    def promote(self) -> str:
+        """Let it be a primary; the DSN."""
+        sql(self.server.dsn(), "SELECT pg_promote()")
         return self.server.dsn()

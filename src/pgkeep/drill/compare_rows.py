@@ -24,7 +24,7 @@ _SHOWN_TEXT = 300
 
 _ROWS = """
     SELECT r.ctid::text, r.xmin::text::int8, hashtextextended({row}, 0), convert_to(left({key}, {shown}), getdatabaseencoding()),
-           convert_to(left({row}, {shown}), getdatabaseencoding())
+           convert_to(left({row}, {shown}), getdatabaseencoding()), ARRAY[{values}]::text[]
       FROM ONLY {table} AS r WHERE {where}
 """
 
@@ -67,6 +67,8 @@ class _Row:
     text: str
     total: int
     xid: int
+    values: tuple[str, ...]
+    """Of the key's columns."""
 
 
 class Finder:
@@ -87,88 +89,127 @@ class Finder:
     def find(self, table: TableFingerprint, ranges: Sequence[RangeSum]) -> RowDifferences:
         """The first rows that differ in these ranges."""
         found = RowDifferences()
-        snapshot = Snapshot.parse(self._fingerprints.snapshots[table.database])
-        changed = extra = looked = 0
+        pairs: list[_Pair] = []
         try:
-            for each in ranges:
-                unexplained: list[Difference] = []
-                unchanged = 0
-                for start, end in self._pieces(table, each):
-                    looked += _PIECE
-                    live, following = self._live(table, start, end)
-                    here = self._here(table, start, end)
-                    kept = {place: row for place, row in live.items() if snapshot.sees(row.xid, following)}
-                    unchanged += len(kept)
-                    for place in kept.keys() | here.keys():
-                        this, that = kept.get(place), here.get(place)
-                        if this is None and that is not None:
-                            unexplained.append(Difference(key=that.key, live=None, restored=that.text))
-                        elif this is not None and (that is None or that.total != this.total):
-                            restored = None if that is None else that.text
-                            found.differences.append(Difference(key=this.key, live=this.text, restored=restored))
-                    del unexplained[self._examples :]
-                    if len(found.differences) >= self._examples or looked > _MOST_BLOCKS:
-                        break
-                else:
-                    if unchanged == each.rows:
-                        # every row of that moment is still there: what else is restored never was
-                        found.differences += unexplained
-                        extra += len(unexplained)
-                    elif not found.differences:
-                        changed += 1
-                if len(found.differences) >= self._examples or looked > _MOST_BLOCKS:
-                    break
-        except psycopg.Error as error:
-            found.details.append(f"its rows cannot be shown: {error.diag.message_primary or error}")
-        del found.differences[self._examples :]
-        if changed and not found.differences:
-            found.details.append("the rows that differ were changed on the source since, and cannot be shown")
-        if looked > _MOST_BLOCKS and not found.differences:
-            found.details.append(f"no row that differs was met in the first {format_size(_MOST_BLOCKS * 8192)}")
+            all_shown = self._search(table, ranges, pairs, found)
+            shown = [self._other_side(table, pair) for pair in pairs[: self._examples]]
+            # a row that was changed is met twice where its new version has another place
+            found.differences = list({each.key: each for each in shown}.values())
+        except (psycopg.Error, UnicodeError) as error:
+            found.details.append(f"its rows cannot be shown: {error}")
+            return found
         if found.differences:
-            keys = sorted(each.key for each in found.differences)
+            keys = [each.key for each in found.differences]
             what = f"by {', '.join(table.key)}" if table.key else "by place, since it has no primary key"
-            found.details.append(f"rows that differ, {what}: {keys[0]}" + (f" to {keys[-1]}" if len(keys) > 1 else ""))
+            found.details.append(f"rows that differ, {what}: {', '.join(keys)}")
+        elif not all_shown:
+            found.details.append("the rows that differ were changed on the source since, and cannot be shown")
         return found
 
+    def _search(
+        self, table: TableFingerprint, ranges: Sequence[RangeSum], pairs: list[_Pair], found: RowDifferences
+    ) -> bool:
+        """Fill ``pairs`` from one range after the other; whether every range could be explained."""
+        snapshot = Snapshot.parse(self._fingerprints.snapshots[table.database])
+        looked, explained = 0, True
+        for each in ranges:
+            unchanged, differing = 0, len(pairs)
+            extra: list[_Pair] = []
+            for start, end in self._pieces(table, each):
+                if len(pairs) >= self._examples:
+                    return explained
+                if looked >= _MOST_BLOCKS:
+                    found.details.append(f"only the first {format_size(looked * 8192)} of what differs was searched")
+                    return explained
+                looked += _PIECE
+                live, following = self._live(table, start, end)
+                here = self._here(table, start, end)
+                kept = {place: row for place, row in live.items() if snapshot.sees(row.xid, following)}
+                unchanged += len(kept)
+                pairs += [
+                    _Pair(row, here.get(place))
+                    for place, row in kept.items()
+                    if place not in here or here[place].total != row.total
+                ]
+                extra += [_Pair(None, row) for place, row in here.items() if place not in kept]
+                del extra[self._examples :]
+            if unchanged == each.rows:
+                # every row of that moment is still there: what else is restored never was
+                pairs += extra
+            elif len(pairs) == differing:
+                explained = False
+        return explained
+
+    def _other_side(self, table: TableFingerprint, pair: _Pair) -> Difference:
+        """With the row of the same key on the side that has none in that place."""
+        live, here = pair.live, pair.restored
+        row = live or here
+        assert row is not None
+        if table.key and live is None:
+            live = next(iter(_read(self._session(table), table, _has_key(table, row)).values()), None)
+        if table.key and here is None:
+            with self._restored.transaction(table.database) as session:
+                here = next(iter(_read(session, table, _has_key(table, row)).values()), None)
+        return Difference(
+            key=row.key, live=None if live is None else live.text, restored=None if here is None else here.text
+        )
+
     def _pieces(self, table: TableFingerprint, each: RangeSum) -> Iterator[tuple[int, int | None]]:
-        end = table.end_of(each.start)
         if table.range_blocks == 0:
             yield 0, None
             return
+        end = table.end_of(each.start)
         limit = table.blocks if end is None else end
         for start in range(each.start, max(limit, each.start + 1), _PIECE):
             following = start + _PIECE
             yield start, (end if following >= limit else following)
 
+    def _session(self, table: TableFingerprint) -> Connection:
+        if table.database not in self._sessions:
+            self._sessions[table.database] = connect_to(self._source, table.database)
+        return self._sessions[table.database]
+
     def _live(self, table: TableFingerprint, start: int, end: int | None) -> tuple[dict[str, _Row], int]:
-        session = self._sessions.get(table.database)
-        if session is None:
-            session = self._sessions[table.database] = connect_to(self._source, table.database)
-        rows = _read(session, table, start, end)
+        session = self._session(table)
+        rows = _read(session, table, within(start, end, in_blocks=table.range_blocks > 0))
         row = session.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8").fetchone()
         assert row is not None
         return rows, row[0]
 
     def _here(self, table: TableFingerprint, start: int, end: int | None) -> dict[str, _Row]:
         with self._restored.transaction(table.database) as session:
-            return _read(session, table, start, end)
+            return _read(session, table, within(start, end, in_blocks=table.range_blocks > 0))
 
 
-def _read(session: Connection, table: TableFingerprint, start: int, end: int | None) -> dict[str, _Row]:
-    key = sql.SQL("ROW({})::text").format(
-        sql.SQL(", ").join(sql.SQL("r.") + sql.Identifier(column) for column in table.key)
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A row of the source that is unchanged since the moment, and a restored one; None where there is none in its place."""
+
+    live: _Row | None
+    restored: _Row | None
+
+
+def _has_key(table: TableFingerprint, row: _Row) -> sql.Composed:
+    return sql.SQL(" AND ").join(
+        sql.SQL("r.{} = {}").format(sql.Identifier(column), sql.Literal(value))
+        for column, value in zip(table.key, row.values, strict=True)
     )
+
+
+def _read(session: Connection, table: TableFingerprint, where: sql.Composed) -> dict[str, _Row]:
+    columns = [sql.SQL("r.") + sql.Identifier(column) for column in table.key]
+    key = sql.SQL("ROW({})::text").format(sql.SQL(", ").join(columns))
     query = sql.SQL(_ROWS).format(
         row=row_text(table.columns),
         key=key if table.key else sql.SQL("r.ctid::text"),
         shown=sql.Literal(_SHOWN_TEXT),
+        values=sql.SQL(", ").join([column + sql.SQL("::text") for column in columns]),
         table=sql.Identifier(table.schema, table.name),
-        where=within(start, end, in_blocks=table.range_blocks > 0),
+        where=where,
     )
     return {
-        place: _Row(_text(key), _text(row), total, xid)
-        for place, xid, total, key, row in session.execute(query.as_bytes(session))
+        place: _Row(_text(key), _text(row), total, xid, tuple(values))
+        for place, xid, total, key, row, values in session.execute(query.as_bytes(session))
     }
 
 
