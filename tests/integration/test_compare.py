@@ -82,7 +82,7 @@ def make_pair(make_server: MakeServer, work_dir: Path) -> Iterator[Callable[...,
     """Make one, after changes that the test makes to the source."""
     standbys = []
 
-    def make(major: int, *statements: str, request: ComparisonRequest | None = None) -> Pair:
+    def make(major: int, *statements: str, request: ComparisonRequest | None = None, user: str = "postgres") -> Pair:
         source = make_server(major)
         sql(source.dsn(), _SHAPES)
         if major >= 18:
@@ -93,7 +93,7 @@ def make_pair(make_server: MakeServer, work_dir: Path) -> Iterator[Callable[...,
         standbys.append(standby)
         for statement in statements:
             sql(source.dsn(), statement)
-        found = begin_comparison(source.dsn(), request)
+        found = begin_comparison(psycopg.conninfo.make_conninfo(source.dsn(), user=user), request)
         standby.go_to(name=found.restore_point, lsn=found.lsn)
         return Pair(source.dsn(), found, standby.promote())
 
@@ -164,14 +164,17 @@ def test_a_large_table_is_sampled_by_a_rule_and_the_same_rows_on_both_sides(make
     assert not pair.table("big").equal
 
 
-def test_a_server_of_another_cluster_is_refused(make_pair: Callable[..., Pair], database: str) -> None:
-    fingerprints = begin_comparison(
-        make_pair(17).source, ComparisonRequest(tables={"public.orders"}, databases={"postgres"})
-    )
+@pytest.mark.parametrize("postgres_major", [17], scope="session")
+def test_a_server_of_another_cluster_and_the_source_itself_are_refused(make_server: MakeServer, database: str) -> None:
+    request = ComparisonRequest(databases={"postgres"})
+    found = begin_comparison(make_server(17).dsn(), request)
     with pytest.raises(TargetError, match="of another cluster"):
-        compare(fingerprints, database)
+        compare(found, database)
+    with pytest.raises(TargetError, match="is the source itself"):
+        compare(begin_comparison(database, request), database)
 
 
+@pytest.mark.parametrize("postgres_major", [17], scope="session")
 def test_a_transaction_that_stays_open_is_not_waited_for_and_nobody_behind_us_either(
     server: ThrowawayServer, database: str
 ) -> None:
@@ -191,6 +194,7 @@ def test_a_transaction_that_stays_open_is_not_waited_for_and_nobody_behind_us_ei
     assert (found.mode, found.tables[0].rows) == ("exact", 0)
 
 
+@pytest.mark.parametrize("postgres_major", [17], scope="session")
 def test_what_holds_tables_in_the_opposite_order_makes_us_change_ours_and_fails_in_nothing(database: str) -> None:
     sql(database, "CREATE TABLE a_last (n int); CREATE TABLE z_first (n int)")
     stop, failures = threading.Event(), []
@@ -223,18 +227,17 @@ def test_what_holds_tables_in_the_opposite_order_makes_us_change_ours_and_fails_
 
 
 def test_without_the_right_to_lock_it_compares_with_tolerance_and_says_so(make_pair: Callable[..., Pair]) -> None:
-    pair = make_pair(17)
-    sql(pair.source, "CREATE ROLE reader LOGIN; GRANT pg_read_all_data, pg_monitor TO reader")
-    as_reader = psycopg.conninfo.make_conninfo(pair.source, user="reader")
-    found = begin_comparison(as_reader)
-    assert (found.mode, found.restore_point) == ("tolerance", None)
-    comparison = compare(found, pair.source, source=pair.source)
-    assert comparison.equal
+    grant = "CREATE ROLE reader LOGIN; GRANT pg_read_all_data, pg_monitor TO reader"
+    pair = make_pair(17, grant, user="reader")
+    assert (pair.fingerprints.mode, pair.fingerprints.restore_point) == ("tolerance", None)
+    comparison = pair.compare()
+    assert comparison.equal, comparison
     assert "not every table was locked" in comparison.detail
-    sql(pair.source, "UPDATE orders SET item = 'changed' WHERE id = 3")
-    assert not compare(found, pair.source, source=pair.source).equal
+    sql(pair.restored, "UPDATE orders SET item = 'changed' WHERE id = 3")
+    assert not pair.table("orders").equal
 
 
+@pytest.mark.parametrize("postgres_major", [17], scope="session")
 def test_a_table_that_is_truncated_while_it_is_read_is_left_out_with_a_note(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +258,7 @@ def test_a_table_that_is_truncated_while_it_is_read_is_left_out_with_a_note(
     assert found.tables[1].columns == found.tables[0].columns
 
 
+@pytest.mark.parametrize("postgres_major", [17], scope="session")
 def test_what_is_not_there_is_named(database: str) -> None:
     with pytest.raises(NotFoundError, match="no database 'nowhere'"):
         begin_comparison(database, ComparisonRequest(databases={"nowhere"}))

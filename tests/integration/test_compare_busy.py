@@ -101,7 +101,7 @@ class _Waits(threading.Thread):
 @contextmanager
 def _pgbench(source: Server, directory: Path) -> Iterator[None]:
     """Four clients that write; none of their transactions may fail."""
-    command = [
+    command: list[str | Path] = [
         source.binaries.path("pgbench"), "--client=4", "--time=36000", "--no-vacuum", "--progress=3600", source.dsn()
     ]  # fmt: skip
     log = directory / "pgbench.log"

@@ -15,15 +15,19 @@ from pgkeep.drill.compare_rows import Finder, RowDifferences
 from pgkeep.drill.compare_source import ComparisonRequest, begin_comparison
 from pgkeep.drill.fingerprint import RangeSum, SourceFingerprints, TableFingerprint
 from pgkeep.drill.fingerprint_ranges import Readers, Unreadable, read_ranges
-from pgkeep.drill.fingerprint_tables import connect_to, sequence_values
+from pgkeep.drill.fingerprint_tables import Connection, connect_to, sequence_values
 from pgkeep.drill.record import ComparedTable, Comparison
 from pgkeep.errors import TargetError
 from pgkeep.postgres.connection import connect_sql
+from pgkeep.postgres.dsn import endpoint_of
 from pgkeep.progress import Progress, Silent
 
 __all__ = ["ComparisonRequest", "begin_comparison", "compare"]
 
-_RESTORED = "SELECT (pg_control_system()).system_identifier::text, current_setting('server_version_num')::int / 10000"
+_RESTORED = """
+    SELECT (pg_control_system()).system_identifier::text, current_setting('server_version_num')::int / 10000,
+           pg_postmaster_start_time(), pg_is_in_recovery(), coalesce(pg_last_wal_replay_lsn(), '0/0') >= %s::pg_lsn
+"""
 
 
 def compare(
@@ -42,14 +46,7 @@ def compare(
     """
     progress, began = progress or Silent(), time.monotonic()
     with connect_sql(dsn) as connection:
-        row = connection.execute(_RESTORED).fetchone()
-    assert row is not None
-    if (int(row[0]), row[1]) != (fingerprints.system_identifier, fingerprints.server_major):
-        raise TargetError(
-            f"the server to compare is of another cluster: its system identifier is {row[0]} (PostgreSQL {row[1]}), and the source's "
-            f"{fingerprints.system_identifier} (PostgreSQL {fingerprints.server_major})",
-            hint="restore a backup of this cluster; pgkeep list shows them",
-        )
+        _check_is_copy(connection, dsn, fingerprints)
     readers = Readers(functools.partial(connect_to, dsn), jobs or min(os.cpu_count() or 1, 8))
     progress.phase("comparing the restored tables")
     try:
@@ -74,6 +71,29 @@ def compare(
         detail=_detail(fingerprints),
         seconds=fingerprints.seconds + time.monotonic() - began,
     )
+
+
+def _check_is_copy(connection: Connection, dsn: str, fingerprints: SourceFingerprints) -> None:
+    row = connection.execute(_RESTORED, (fingerprints.lsn,)).fetchone()
+    assert row is not None
+    system, major, started, in_recovery, arrived = row
+    where = endpoint_of(dsn)
+    if (int(system), major) != (fingerprints.system_identifier, fingerprints.server_major):
+        raise TargetError(
+            f"{where} is of another cluster: its system identifier is {system} (PostgreSQL {major}), and the source's "
+            f"{fingerprints.system_identifier} (PostgreSQL {fingerprints.server_major})",
+            hint="restore a backup of this cluster; pgkeep list shows them",
+        )
+    if started == fingerprints.server_started:
+        raise TargetError(
+            f"{where} is the source itself, which proves nothing",
+            hint="name the restored server's socket directory and port",
+        )
+    if in_recovery and not arrived:
+        raise TargetError(
+            f"{where} is still in recovery, and has not come to {fingerprints.lsn}, the moment of the comparison",
+            hint="wait until it has, or see its log",
+        )
 
 
 @dataclass

@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from pgkeep.drill.fingerprint import RangeSum, SequenceFloor, SourceFingerprints, TableFingerprint
 from pgkeep.drill.fingerprint_moment import (
@@ -45,7 +46,7 @@ __all__ = ["ComparisonRequest", "begin_comparison"]
 _SERVER = """
     SELECT pg_is_in_recovery(), current_setting('wal_level'),
            (pg_control_system()).system_identifier::text, current_setting('server_version_num')::int / 10000,
-           has_function_privilege('pg_catalog.pg_create_restore_point(text)', 'EXECUTE')
+           pg_postmaster_start_time(), has_function_privilege('pg_catalog.pg_create_restore_point(text)', 'EXECUTE')
 """
 _OPEN = (
     "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::int8, pg_snapshot_xmax(pg_current_snapshot())::text::int8"
@@ -83,7 +84,7 @@ def begin_comparison(
     began = time.monotonic()
     with ExitStack() as stack:
         first = stack.enter_context(contextlib.closing(connect_sql(dsn)))
-        system, major, may_mark = _ask(first, dsn)
+        system, major, started, may_mark = _ask(first, dsn)
         identity = f"{utc_now():%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
         source = _Source(dsn, request, first, Marker(f"pgkeep-compare-{identity}", may_mark), stack)
         progress.phase("marking the moment")
@@ -95,6 +96,7 @@ def begin_comparison(
             mode="exact" if all(table.locked for table in tables) else "tolerance",
             system_identifier=system,
             server_major=major,
+            server_started=started,
             timeline=mark.timeline,
             lsn=str(mark.lsn),
             restore_point=source.marker.name if may_mark else None,
@@ -109,10 +111,10 @@ def begin_comparison(
         )
 
 
-def _ask(connection: Connection, dsn: str) -> tuple[int, int, bool]:
+def _ask(connection: Connection, dsn: str) -> tuple[int, int, datetime, bool]:
     row = connection.execute(_SERVER).fetchone()
     assert row is not None
-    in_recovery, level, system, major, may_mark = row
+    in_recovery, level, system, major, started, may_mark = row
     if in_recovery:
         raise ServerError(
             f"{endpoint_of(dsn)} is a standby: the moment of a comparison is marked in the WAL, which only the primary writes",
@@ -123,7 +125,7 @@ def _ask(connection: Connection, dsn: str) -> tuple[int, int, bool]:
             f"wal_level at {endpoint_of(dsn)} is minimal, which leaves restore points out",
             hint="ALTER SYSTEM SET wal_level = replica; then restart the server",
         )
-    return int(system), major, bool(may_mark)
+    return int(system), major, started, bool(may_mark)
 
 
 class _Source:

@@ -100,6 +100,8 @@ class SourceFingerprints(msgspec.Struct, frozen=True, kw_only=True):
     mode: Literal["exact", "tolerance"]
     system_identifier: int
     server_major: int
+    server_started: datetime
+    """It tells the source from a copy of it."""
     timeline: int
     lsn: str
     restore_point: str | None
@@ -129,7 +131,7 @@ def decode_fingerprints(data: bytes) -> SourceFingerprints:
         found = _decoder.decode(data)
     except msgspec.MsgspecError as error:
         raise UsageError(
-            f"these are no fingerprints of a cluster: {error}", hint="pgkeep compare --save FILE writes them"
+            f"these are no fingerprints of a cluster: {error}", hint="pgkeep compare --begin FILE writes them"
         ) from None
     if found.version != VERSION:
         raise UsageError(
