@@ -110,6 +110,47 @@ def test_a_sentence_is_known_again_in_korean_with_its_values(english: str) -> No
     assert said(english.format(**values), Wording("ko")) == korean.format(**values)
 
 
+def written_patterns() -> list[str]:
+    """Every text in the sources, with the values of f-strings as ``{}``."""
+    found = []
+    for path in (PACKAGE.parents[1]).rglob("*.py"):
+        if path.parent == PACKAGE:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_every_sentence_is_one_that_pgkeep_writes() -> None:
+    """Words that a source puts together itself, as plurals, are values there: each of ours matches some text of the sources."""
+    written = {re.sub(r"\W*\{\}\W*", "{}", text) for text in written_patterns()}
+    patterns = [
+        re.compile(".+?".join(map(re.escape, text.split("{}")))) for text in written if len(text.replace("{}", "")) > 8
+    ]
+    ours = {english: re.sub(r"\W*\{\w+\}\W*", " v ", english).strip() for english in SENTENCES}
+    unknown = {
+        english
+        for english, text in ours.items()
+        if not any(pattern.fullmatch(text) or pattern.fullmatch(text.replace(" v ", "v")) for pattern in patterns)
+    }
+
+    assert unknown == set()
+
+
+def test_sentences_that_were_joined_are_known_one_by_one() -> None:
+    joined = "it differs; something else; what changed around the moment was left out"
+
+    assert (
+        said(joined, Wording("ko"))
+        == "일치하지 않습니다; something else; 비교 시점 전후에 변경된 부분은 제외하였습니다"
+    )
+
+
 def test_a_sentence_of_someone_else_stays_as_it_was_written() -> None:
     sentence = 'relation "{count}" does not exist'
 

@@ -90,7 +90,7 @@ def _table_row(table: ComparedTable, limits: Limits, words: Wording) -> list[Tex
     if len(table.differences) > limits.examples:
         examples.append(words("difference.more", count=len(table.differences) - limits.examples))
     return [
-        Text(clip(table.name, 63), note=clip(said(table.detail, words), 120)),
+        Text(clip(table.name, 100), note=clip(said(table.detail, words), 120)),
         Text(f"{table.rows:,}"),
         Text("–" if table.live_rows is None else f"{table.live_rows:,}"),
         Text(" · ".join(examples)),
