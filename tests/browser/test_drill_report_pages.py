@@ -11,10 +11,25 @@ import pytest
 
 from pgkeep.drill.record import DrillRecord
 from pgkeep.drill.report import LANGUAGES, Language, render
+from pgkeep.drill.report.limits import limits_for
 from support.browser import Browser, open_browser
-from support.drill_records import ZONE, crowded_record, earlier_records, failed_record, passed_record
+from support.drill_records import (
+    ZONE,
+    broken_record,
+    crowded_record,
+    earlier_records,
+    failed_record,
+    full_record,
+    passed_record,
+)
 
-RECORDS = {"passed": passed_record, "failed": failed_record, "crowded": crowded_record}
+RECORDS = {
+    "passed": passed_record,
+    "failed": failed_record,
+    "full": full_record,
+    "broken": broken_record,
+    "crowded": crowded_record,
+}
 PHONE = 360
 
 PICTURES = os.environ.get("PGKEEP_PICTURES")  # read here: the tests themselves do not see the operator's variables
@@ -107,3 +122,9 @@ def test_nothing_in_a_report_runs(browser: Browser, tmp_path: Path) -> None:
     browser.open(path)
 
     assert browser.value("document.title") == "Restore drill of auth: Passed"
+
+
+@pytest.mark.parametrize("name", ["full", "broken"])
+def test_the_records_that_are_tried_lie_at_the_limit(name: str) -> None:
+    assert limits_for(RECORDS[name]()).drills == 10
+    assert limits_for(crowded_record()).drills < 10

@@ -20,7 +20,15 @@ from pgkeep.drill.record import (
     Step,
 )
 
-__all__ = ["ZONE", "crowded_record", "earlier_records", "failed_record", "passed_record"]
+__all__ = [
+    "ZONE",
+    "broken_record",
+    "crowded_record",
+    "earlier_records",
+    "failed_record",
+    "full_record",
+    "passed_record",
+]
 
 ZONE = "Asia/Seoul"
 
@@ -206,6 +214,48 @@ def earlier_records(record: DrillRecord, count: int = 9) -> list[DrillRecord]:
             changes["rto"] = Rto(measured=947.0, objective=900.0)
         records.append(msgspec.structs.replace(record, **changes))
     return records
+
+
+def full_record() -> DrillRecord:
+    """As much as a report shows before it cuts its lists short: many assertions, and a runbook."""
+    passed = passed_record()
+    return msgspec.structs.replace(
+        passed,
+        scenario="server lost",
+        checks=[
+            Check(
+                name=f"assertion {n} of the auth service: no orphans",
+                kind="assertion",
+                outcome="passed",
+                detail="0 rows, as expected",
+                seconds=0.7,
+            )
+            for n in range(30)
+        ],
+        steps=[
+            Step(text=f"Step {n} of the runbook: what the operator does", command="pgkeep list --window", seconds=3.4)
+            for n in range(8)
+        ],
+        notes=[],
+    )
+
+
+def broken_record() -> DrillRecord:
+    """As many failures as a report shows before it cuts its lists short."""
+    failed = failed_record()
+    assert failed.comparison is not None
+    differing = failed.comparison.tables[0]
+    return msgspec.structs.replace(
+        failed,
+        checks=[
+            Check(name=f"a{n}", kind="assertion", outcome="failed", detail="x " * 60, remedy="y " * 60, seconds=1.0)
+            for n in range(5)
+        ]
+        + failed.checks[:5],
+        comparison=msgspec.structs.replace(failed.comparison, tables=[differing] * 2),
+        steps=[],
+        notes=["a note of a line or so, as drills leave them " * 2] * 3,
+    )
 
 
 def crowded_record() -> DrillRecord:

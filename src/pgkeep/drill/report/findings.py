@@ -35,19 +35,20 @@ def check_section(record: DrillRecord, limits: Limits, words: Wording) -> Sectio
 
 
 def _row(check: Check, limits: Limits, words: Wording) -> list[Text]:
-    label = words.known("check", check.kind)
-    name = clip(check.name, 48)
-    notes = [name] if check.kind == "assertion" and name else []
-    if check.sampled < 1:
-        notes.append(words("check.sampled", share=words.share(check.sampled)))
     passed = check.outcome == "passed"
+    found = said(check.detail, words)
+    if check.kind == "assertion" and check.name:
+        found = f"{clip(check.name, 48)}: {found}"
     remedy = (
         f"{words('remedy')}: {clip(said(check.remedy, words), limits.sentence)}" if check.remedy and not passed else ""
     )
     return [
-        Text(label, note="; ".join(notes)),
+        Text(
+            words.known("check", check.kind),
+            note=words("check.sampled", share=words.share(check.sampled)) if check.sampled < 1 else "",
+        ),
         Text(words.known("outcome", check.outcome), tone=_TONES.get(check.outcome, "")),
-        Text(clip(said(check.detail, words), 80 if passed else limits.sentence), note=remedy),
+        Text(clip(found, 80 if passed else limits.sentence), note=remedy),
         Text(words.duration(check.seconds)),
     ]
 

@@ -22,10 +22,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     sentence: int
 
 
-_ROOMY = Limits(failed=6, others=18, tables=3, examples=3, steps=9, notes=4, drills=10, sentence=170)
+_ROOMY = Limits(failed=6, others=16, tables=3, examples=3, steps=8, notes=4, drills=10, sentence=170)
 _TIGHT = Limits(failed=3, others=0, tables=2, examples=1, steps=3, notes=1, drills=4, sentence=96)
 
-_LINES = 36
+_LINES = 32
 """What of these lists fits beside the rest."""
 
 
@@ -35,7 +35,7 @@ def limits_for(record: DrillRecord) -> Limits:
     differing = 0 if record.comparison is None else sum(not table.equal for table in record.comparison.tables)
     lines = sum(1 + (len(check.detail) + len(check.remedy or "")) // 100 for check in failed)
     lines += min(len(record.checks) - len(failed), _ROOMY.others)
-    lines += 3 * min(differing, _ROOMY.tables)
+    lines += 4 * min(differing, _ROOMY.tables)
     lines += sum(2 + (len(step.text) + len(step.command)) // 100 for step in record.steps[: _ROOMY.steps])
     lines += sum(1 + len(note) // 100 for note in record.notes[: _ROOMY.notes])
     lines += sum(len(text or "") // 100 for text in (record.cause, record.remedy, record.reason))
