@@ -43,7 +43,7 @@ dd { margin: 0; }
 table { width: 100%; border-collapse: collapse; margin: 6px 0; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 11.5px; border-bottom: 1px solid var(--line); }
 th, td { padding: 2px 12px 2px 0; vertical-align: top; }
-.checks th:first-child { width: 24%; }
+.checks th:first-child, .comparison th:first-child { width: 24%; }
 th:last-child, td:last-child { padding-right: 0; }
 td { border-bottom: 1px solid #edf0f3; }
 dl.fields dd small { display: inline; margin-left: 10px; }
