@@ -22,9 +22,11 @@ __all__ = ["SCHEMA", "beat", "beating", "read_beat"]
 SCHEMA = "pgkeep"
 
 _ALLOWED = """
-    SELECT pg_is_in_recovery(), to_regclass('pgkeep.heartbeat') IS NOT NULL,
-           coalesce(has_table_privilege(to_regclass('pgkeep.heartbeat'), 'INSERT, UPDATE'), false),
+    SELECT pg_is_in_recovery(), count(*) > 0,
+           coalesce(bool_and(has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+                             AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE')), false),
            has_database_privilege(current_database(), 'CREATE')
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'pgkeep' AND c.relname = 'heartbeat'
 """
 _CREATE = """
     BEGIN;
@@ -60,7 +62,9 @@ def beat(connection: psycopg.Connection[tuple[Any, ...]]) -> datetime | None:
 def read_beat(dsn: str) -> datetime | None:
     """The newest heartbeat that a cluster holds; None where it holds none."""
     with connect_sql(dsn) as connection:
-        if connection.execute("SELECT to_regclass('pgkeep.heartbeat') IS NULL").fetchone() == (True,):
+        state = connection.execute(_ALLOWED).fetchone()
+        assert state is not None
+        if not state[1]:
             return None
         row = connection.execute("SELECT max(beat) FROM pgkeep.heartbeat").fetchone()
     return None if row is None else row[0]
