@@ -15,6 +15,7 @@
     ├── NotFoundError     11   no such backup, cluster, file
     ├── TargetError       12   the restore target cannot be used
     ├── RecoveryError     13   the server did not start, or recovery fell short of its target
+    ├── ObjectiveMissed   15   more would be lost, or a restore would take longer, than the objectives allow
     └── Interrupted      130   stopped by the user (143 when by SIGTERM)
 
 The same table stands in ``docs/reference/exit-codes.md``; a test holds the two together.
@@ -29,6 +30,7 @@ __all__ = [
     "Interrupted",
     "KeyFailure",
     "NotFoundError",
+    "ObjectiveMissed",
     "PgkeepError",
     "RecoveryError",
     "RepositoryError",
@@ -144,6 +146,12 @@ class RecoveryError(PgkeepError):
     """The restored server did not start, or recovery fell short of its target."""
 
     exit_code = 13
+
+
+class ObjectiveMissed(PgkeepError):
+    """More would be lost, or a restore would take longer, than the cluster's objectives allow."""
+
+    exit_code = 15
 
 
 class Interrupted(PgkeepError):

@@ -186,7 +186,7 @@ def _begin(context: Context, settings: Cluster, request: ComparisonRequest, path
     for note in found.notes:
         output.line(f"note: {note}", "yellow")
     output.line(f"next: pgkeep restore --target-dir DIRECTORY {target_options(found)} --start")
-    output.line(f"then: pgkeep compare --moment {path} --restored 'host=DIRECTORY_OF_ITS_SOCKET port=PORT'")
+    output.line(f"then: pgkeep compare --moment {path} --restored DSN, where the restore says how to connect")
     output.document(
         {
             "cluster": settings.name,

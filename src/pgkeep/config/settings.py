@@ -240,10 +240,14 @@ class WalSettings(Settings):
 
 
 class Objectives(Settings):
-    """``objectives = { … }``: the most that may be lost, and the longest that a recovery may take, in seconds."""
+    """``objectives = { … }``: the most that may be lost, and the longest that a recovery may take, in seconds.
+
+    ``heartbeat`` is how often a receiver commits a heartbeat, None for never.
+    """
 
     rpo: Seconds = 300.0
     rto: Seconds = 900.0
+    heartbeat: Seconds | None = None
 
 
 class ServerControl(Settings):

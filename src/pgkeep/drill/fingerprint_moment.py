@@ -22,7 +22,7 @@ import psycopg
 from psycopg import pq, sql
 
 from pgkeep.drill.fingerprint_tables import Connection, TableName
-from pgkeep.errors import PgkeepError, ServerError
+from pgkeep.errors import ServerError
 from pgkeep.postgres.lsn import LSN
 
 __all__ = [
@@ -69,16 +69,12 @@ _WAITING_FOR = """
 """
 
 
-class LockedOut(PgkeepError):
+class LockedOut(ServerError):
     """The tables were not free in time; the message says who was in the way."""
 
-    exit_code = ServerError.exit_code
 
-
-class TablesChanged(PgkeepError):
+class TablesChanged(ServerError):
     """A table is gone, or is not what it was when it was listed."""
-
-    exit_code = ServerError.exit_code
 
 
 @dataclass(frozen=True, slots=True)
