@@ -234,7 +234,7 @@ def full_record() -> DrillRecord:
         ],
         steps=[
             Step(text=f"Step {n} of the runbook: what the operator does", command="pgkeep list --window", seconds=3.4)
-            for n in range(8)
+            for n in range(7)
         ],
         notes=[],
     )
@@ -254,7 +254,7 @@ def broken_record() -> DrillRecord:
         + failed.checks[:5],
         comparison=msgspec.structs.replace(failed.comparison, tables=[differing] * 2),
         steps=[],
-        notes=["a note of a line or so, as drills leave them " * 2] * 3,
+        notes=["a note of a line or so, as drills leave them " * 2] * 2,
     )
 
 

@@ -25,7 +25,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 _ROOMY = Limits(failed=6, others=16, tables=3, examples=3, steps=8, notes=4, drills=10, sentence=170)
 _TIGHT = Limits(failed=3, others=0, tables=2, examples=1, steps=3, notes=1, drills=4, sentence=96)
 
-_LINES = 32
+_LINES = 30
 """What of these lists fits beside the rest."""
 
 

@@ -140,7 +140,6 @@ MESSAGES = {
     "phase.checks": Message("checks", "검사"),
     "phase.compare": Message("compare", "비교"),
     "phase.clean up": Message("clean up", "정리"),
-    "phase.other": Message("other", "기타"),
     "chart.rto": Message("RTO of the last drills", "최근 훈련의 RTO"),
     "chart.rpo": Message("RPO of the last drills", "최근 훈련의 RPO"),
     "chart.objective": Message("objective {objective}", "목표 {objective}"),
@@ -220,7 +219,6 @@ MESSAGES = {
         "{count} further step; the record has it.",
     ),
     "section.history": Message("The last drills", "최근 훈련 이력"),
-    "column.drill": Message("Drill", "훈련"),
     "column.began": Message("Began", "시작"),
     "column.state": Message("State", "상태"),
     "column.target": Message("Target", "복구 목표"),
@@ -228,7 +226,6 @@ MESSAGES = {
     "column.rpo": Message("RPO", "RPO"),
     "column.checks": Message("Checks", "검사"),
     "column.cause": Message("Cause", "원인"),
-    "history.this": Message("this drill", "이번 훈련"),
     "history.first": Message("This is the first drill on record.", "기록에 남은 첫 번째 훈련입니다."),
     "history.summary": Message(
         "{passed} of the last {count} drills passed.", "최근 {count}회의 훈련 중 {passed}회 성공하였습니다."
@@ -240,8 +237,8 @@ MESSAGES = {
         "{count} further note; the record has it.",
     ),
     "footer": Message(
-        "Drill {id}. The sealed record is in the repository: pgkeep drill report {id} --format json",
-        "훈련 {id}. 봉인된 기록은 저장소에 있습니다: pgkeep drill report {id} --format json",
+        "The sealed record: pgkeep drill report {id} --format json",
+        "봉인된 기록: pgkeep drill report {id} --format json",
     ),
     # JUnit
     "junit.drill": Message("the backup comes back", "백업 복구"),
@@ -271,6 +268,10 @@ MESSAGES = {
     "exit.13": Message(
         "The server did not start, or recovery fell short of its target.",
         "서버가 시작되지 않았거나 복구가 목표에 도달하지 못하였습니다.",
+    ),
+    "exit.15": Message(
+        "More would be lost, or a restore would take longer, than the objectives allow.",
+        "예상되는 데이터 손실 또는 복구 시간이 목표를 초과합니다.",
     ),
     "exit.130": Message("The drill was stopped by hand.", "사용자가 훈련을 중지하였습니다."),
 }  # fmt: skip

@@ -89,7 +89,7 @@ footer { margin-top: 18px; padding-top: 6px; border-top: 1px solid var(--line); 
   :lang(ko) body { line-height: 1.38; }
   main { max-width: none; padding: 0; }
   h1 { font-size: 18px; }
-  h2 { margin-top: 10px; font-size: 12.5px; break-after: avoid; }
+  h2 { margin: 8px 0 4px; font-size: 12.5px; break-after: avoid; }
   svg, .keyed { break-inside: avoid; }
   svg.phases { break-after: avoid; }
   tr, .tile, .verdict, li { break-inside: avoid; }
@@ -98,6 +98,7 @@ footer { margin-top: 18px; padding-top: 6px; border-top: 1px solid var(--line); 
   th, td { padding-top: 1px; padding-bottom: 1px; }
   .tiles { grid-template-columns: repeat(4, 1fr); }
   .wide { overflow: visible; }
+  footer { margin-top: 8px; padding-top: 4px; }
   .side { grid-template-columns: 1fr 1fr; }
 }
 """

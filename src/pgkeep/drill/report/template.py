@@ -217,13 +217,13 @@ def _drill_row(each: DrillRecord, record: DrillRecord, words: Wording) -> list[T
     counted = sum(check.outcome != "skipped" for check in each.checks)
     is_this = each.id == record.id
     return [
-        Text(words.short_time(each.started), note=words("history.this") if is_this else "", strong=is_this),
+        Text(words.short_time(each.started), strong=is_this),
         Text(words(f"state.{each.state}"), tone="good" if each.passed else "bad"),
         Text("–" if each.target is None else clip(target_line(each.target, words, short=True), 34)),
         _figure(None if each.rto is None else (each.rto.measured, each.rto.objective), words),
         _figure(None if each.rpo is None else (each.rpo.seconds, each.rpo.objective), words),
         Text(f"{passed}/{counted}"),
-        Text(clip(said(each.cause or "", words), 60)),
+        Text(clip(said(each.cause or "", words), 48)),
     ]
 
 
