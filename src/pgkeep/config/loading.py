@@ -259,10 +259,10 @@ def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     for step in path:
         if step.isdigit():
             continue
-        annotation = model.model_fields[step].annotation
+        annotation = next(each.annotation for name, each in model.model_fields.items() if step in {name, each.alias})
         inner = [annotation, *get_args(annotation)]
         model = next(kind for kind in inner if isinstance(kind, type) and issubclass(kind, Settings))
-    return [field for field in model.model_fields if path or field != "name"]
+    return [field.alias or name for name, field in model.model_fields.items() if path or name != "name"]
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -17,6 +17,8 @@ from pgkeep.units import parse_duration, parse_size
 __all__ = [
     "BackupSettings",
     "Cluster",
+    "DrillAssertion",
+    "DrillSettings",
     "KeyReference",
     "Objectives",
     "RepositorySettings",
@@ -278,6 +280,49 @@ class RestoreHook(Settings):
         return self
 
 
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class DrillAssertion(Settings):
+    """``[[cluster.NAME.drill.assert]]``: what ``query`` must return in ``database``; None: the one that the DSN names.
+
+    ``expect`` is the first value of the first row, or a comparison with it, see `pgkeep.drill.expectation`.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    query: Annotated[str, Field(min_length=1)]
+    expect: bool | int | float | str = True
+    database: str | None = None
+    timeout: Seconds = 300.0
+
+
+DrillCheck = Literal["server checksums", "amcheck", "visibility map", "tables", "extensions", "sequences"]
+DRILL_CHECKS: tuple[DrillCheck, ...] = (
+    "tables", "extensions", "sequences", "visibility map", "amcheck", "server checksums",
+)  # fmt: skip
+
+
+class DrillSettings(Settings):
+    """``drill = { … }``: where drills restore to, and what they check.
+
+    ``port`` only names the socket. ``sample_for`` is how long each check may take that can be done in part, in seconds. ``settings`` are
+    the server's, for the copy. ``wal_wait`` is how long a drill waits for WAL of a moment that it has made itself. ``offsite`` is the
+    repository that is left when a region is lost; None: the last one of the cluster.
+    """
+
+    directory: AbsolutePath | None = None
+    port: Annotated[int, Field(ge=1, le=65535)] = 54329
+    checks: Annotated[tuple[DrillCheck, ...], BeforeValidator(_as_tuple)] = DRILL_CHECKS
+    sample_for: Seconds = 120.0
+    jobs: Annotated[int, Field(ge=1, le=256)] | None = None
+    settings: dict[str, str] = {}
+    wal_wait: Seconds = 120.0
+    compare: bool = False
+    offsite: str | None = None
+    assertions: Annotated[tuple[DrillAssertion, ...], BeforeValidator(_as_tuple), Field(alias="assert")] = ()
+
+
 class Cluster(Settings):
     """``[cluster.NAME]``: ``repositories`` are names of repositories, the first being the one that is read from.
 
@@ -292,6 +337,7 @@ class Cluster(Settings):
     objectives: Objectives = Objectives()
     server: ServerControl = ServerControl()
     after_restore: tuple[RestoreHook, ...] = ()
+    drill: DrillSettings = DrillSettings()
     time_zone: Annotated[str, BeforeValidator(_parse_zone)] | None = None
     lang: Literal["en", "ko"] = "en"
 
@@ -304,6 +350,13 @@ class Cluster(Settings):
     def spool(self) -> Path:
         """Where WAL waits on this machine: ``/var/spool/pgkeep/<name>`` as root, else below the user's state directory."""
         return self.wal.spool or state_directory() / self.name
+
+    @property
+    def drill_directory(self) -> Path:
+        """Where drills restore to: ``/var/lib/pgkeep/drills`` as root, else below the user's state directory."""
+        if self.drill.directory is not None:
+            return self.drill.directory
+        return Path("/var/lib/pgkeep/drills") if os.geteuid() == 0 else state_directory() / "drills"
 
     @property
     def push_socket(self) -> Path:

@@ -57,6 +57,7 @@ class ObjectType(IntEnum):
     SCRUB = 3
     WAL_TIMES = 4
     WAL_CLAIM = 5
+    DRILL = 6
 
 
 @dataclass(frozen=True, slots=True)
