@@ -18,6 +18,8 @@ from pgkeep.config.loading import (
 from pgkeep.config.settings import (
     BackupSettings,
     Cluster,
+    DrillAssertion,
+    DrillSettings,
     KeyReference,
     Objectives,
     RepositorySettings,
@@ -33,6 +35,8 @@ __all__ = [
     "BackupSettings",
     "Cluster",
     "Config",
+    "DrillAssertion",
+    "DrillSettings",
     "KeyReference",
     "Objectives",
     "RepositorySettings",

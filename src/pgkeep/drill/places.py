@@ -128,8 +128,8 @@ def kill_servers(data_directory: Path) -> None:
             number = signal.SIGKILL
 
 
-def refuse_source(cluster: Cluster, repositories: Sequence[Repository]) -> None:
-    """A drill may not come near what it is to prove. Raises ConfigError where its directory or its port are the source's own."""
+def refuse_source(cluster: Cluster, repositories: Sequence[Repository], *, ask: bool = True) -> None:
+    """A drill may not come near what it is to prove; ``ask`` the live server where its data is. Raises ConfigError where its directory or its port are the source's own."""
     drills = cluster.drill_directory.resolve()
     endpoint = endpoint_of(cluster.dsn)
     if endpoint.port == str(cluster.drill.port):
@@ -137,7 +137,7 @@ def refuse_source(cluster: Cluster, repositories: Sequence[Repository]) -> None:
             f"drills of cluster {cluster.name} would use port {cluster.drill.port}, which is the source's own",
             hint=f"give them another one: [cluster.{cluster.name}] drill = {{ port = {cluster.drill.port + 1} }}",
         )
-    for place in _source_places(cluster):
+    for place in _source_places(cluster, ask=ask):
         if drills == place or place in drills.parents or drills in place.parents:
             raise ConfigError(
                 f"drills in {drills} would lie with the source's own data in {place}",
@@ -153,12 +153,17 @@ def refuse_source(cluster: Cluster, repositories: Sequence[Repository]) -> None:
             )
 
 
-def _source_places(cluster: Cluster) -> list[Path]:
+def _source_places(cluster: Cluster, *, ask: bool) -> list[Path]:
     """The source's data directory and tablespaces, as far as anybody knows them; on another machine they do no harm."""
-    try:
-        data = locate_server(cluster.dsn, cluster.server.data_directory).data_directory
-    except ConfigError:
-        return []
+    data = cluster.server.data_directory
+    if data is None:
+        if not ask:
+            return []
+        try:
+            data = locate_server(cluster.dsn, None).data_directory
+        except ConfigError:
+            return []
+    data = data.resolve()
     links = data / "pg_tblspc"
     try:
         return [data, *(link.resolve() for link in links.iterdir() if link.is_symlink())]
