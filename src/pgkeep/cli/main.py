@@ -35,6 +35,7 @@ COMMANDS = {
     "status": ("pgkeep.cli.status_cmd", "Show how each repository stands, and how far it is behind the best."),
     "copy": ("pgkeep.cli.copy_cmd", "Copy backups and WAL from one repository into another."),
     "verify": ("pgkeep.cli.verify_cmd", "Check stored bytes and backups against damage."),
+    "drill": ("pgkeep.cli.drill_cmd", "Prove that a backup comes back: restore, recover, check, measure."),
     "compare": ("pgkeep.cli.compare_cmd", "Hold a restored cluster against the live one, row for row."),
     "export": ("pgkeep.cli.export_cmd", "Write a backup as the files of pg_basebackup."),
     "key": ("pgkeep.cli.key_cmd", "Who can open a repository: list, add, remove, rotate, export, verify."),

@@ -71,6 +71,13 @@ class Chosen:
         key: KeyReference = self._settings().key
         return key
 
+    def configured_key(self) -> KeyReference | None:
+        """What the configuration opens it by, whatever the command line says; None for an address."""
+        if self._is_address:
+            return None
+        key: KeyReference = self._settings().key
+        return key
+
     def store(self) -> Store:
         """The repository's store, for what needs no key. Raises ConfigError."""
         from pgkeep.repository import open_store

@@ -44,8 +44,17 @@ from pgkeep.drill.record import (
 )
 from pgkeep.drill.request import DrillRequest, OnStep, Source
 from pgkeep.drill.scenarios import STAGED, Runbook, refuse_contradictions
-from pgkeep.drill.session import Copy
-from pgkeep.errors import BusyError, ConfigError, Interrupted, NotFoundError, PgkeepError, RecoveryError, UsageError
+from pgkeep.drill.session import Copy, reason_of
+from pgkeep.errors import (
+    BusyError,
+    ConfigError,
+    Interrupted,
+    NotFoundError,
+    PgkeepError,
+    RecoveryError,
+    TargetError,
+    UsageError,
+)
 from pgkeep.policy.rto import Prediction, RtoModel, Work
 from pgkeep.postgres.binaries import find_binaries
 from pgkeep.postgres.connection import connect_sql
@@ -63,6 +72,7 @@ from pgkeep.wal.stamps import receiver_stamps
 
 __all__ = ["run_drill"]
 
+_KEEP = "pgkeep drill --keep leaves the copy, to be looked into"
 _POLL = 0.5
 """Seconds between looks for WAL that is on its way."""
 
@@ -131,6 +141,10 @@ class _Drill:
             raise
         except PgkeepError as error:
             failure = error
+        except psycopg.Error as error:
+            failure = RecoveryError(f"the restored server broke off: {reason_of(error)}", hint=_KEEP)
+        except OSError as error:
+            failure = TargetError(f"the drill's directory cannot be used: {error}", hint=_KEEP)
         return self._remember(self._record(failure))
 
     def _note(self, text: str) -> None:
@@ -478,9 +492,7 @@ class _Drill:
             ),
             steps=self._runbook.steps,
             cause=None if failure is None else str(failure),
-            remedy=None
-            if failure is None
-            else failure.hint or "pgkeep drill --keep leaves the copy, to be looked into",
+            remedy=None if failure is None else failure.hint or _KEEP,
             exit_code=0 if failure is None else failure.exit_code,
             notes=self._notes,
         )
