@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import psycopg
+
 from pgkeep.drill.record import Check, Reached
+from pgkeep.errors import PgkeepError
+from pgkeep.postgres.connection import connect_sql
 from pgkeep.restore.recover import Recovered
 from pgkeep.restore.target import RecoveryPlan, format_moment
 
-__all__ = ["hold_reached"]
+__all__ = ["hold_reached", "timeline_now"]
+
+_NOW = "SELECT system_identifier, (SELECT timeline_id FROM pg_control_checkpoint()) FROM pg_control_system()"
 
 
 def hold_reached(plan: RecoveryPlan, recovered: Recovered) -> tuple[Reached, Check]:
@@ -44,6 +50,16 @@ def hold_reached(plan: RecoveryPlan, recovered: Recovered) -> tuple[Reached, Che
         unit="targets",
     )
     return reached, check
+
+
+def timeline_now(dsn: str, system_identifier: int) -> int | None:
+    """The timeline that the live cluster is on; None where it does not answer, or another one does."""
+    try:
+        with connect_sql(dsn) as connection:
+            row = connection.execute(_NOW).fetchone()
+    except (PgkeepError, psycopg.Error):
+        return None
+    return int(row[1]) if row is not None and int(row[0]) == system_identifier else None
 
 
 def _ended(end: int | None, start: int) -> bool:

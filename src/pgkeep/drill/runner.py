@@ -6,13 +6,10 @@ interruption, are raised.
 
 from __future__ import annotations
 
-import getpass
 import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -22,6 +19,7 @@ from pgkeep.config import Cluster
 from pgkeep.copies.several import SeveralRepositories, nearest
 from pgkeep.drill.checking import asked_of, checked_nothing, failure_of, refuse_nothing, stopped_check
 from pgkeep.drill.compare import begin_comparison, compare
+from pgkeep.drill.findings import KEEP_HINT, Findings
 from pgkeep.drill.fingerprint import SourceFingerprints
 from pgkeep.drill.incident import Incident, staged_incident
 from pgkeep.drill.isolation import copy_settings, cut_off, silence_libraries
@@ -29,18 +27,14 @@ from pgkeep.drill.memory import read_drills, remember
 from pgkeep.drill.moment import new_seed, random_moment, resolved, window_of
 from pgkeep.drill.places import DrillPlace, drill_place, refuse_source
 from pgkeep.drill.predicted import measured_restores
-from pgkeep.drill.reached import hold_reached
+from pgkeep.drill.reached import hold_reached, timeline_now
 from pgkeep.drill.record import (
     Check,
-    Comparison,
     DrillRecord,
     DrillTarget,
     Phase,
     PhaseName,
-    Reached,
     Rpo,
-    Rto,
-    new_drill_id,
 )
 from pgkeep.drill.request import DrillRequest, OnStep, Source
 from pgkeep.drill.scenarios import STAGED, Runbook, refuse_contradictions
@@ -55,7 +49,7 @@ from pgkeep.errors import (
     TargetError,
     UsageError,
 )
-from pgkeep.policy.rto import Prediction, RtoModel, Work
+from pgkeep.policy.rto import RtoModel, Work
 from pgkeep.postgres.binaries import find_binaries
 from pgkeep.postgres.connection import connect_sql
 from pgkeep.progress import Progress, Silent
@@ -66,13 +60,12 @@ from pgkeep.restore.plan import RestorePlan, RestoreRequest, choose_backup, make
 from pgkeep.restore.private_server import superuser_dsn
 from pgkeep.restore.recover import Recovered, recovered_server
 from pgkeep.restore.target import RecoveryTarget, latest
-from pgkeep.units import format_duration, utc_now
-from pgkeep.wal.overview import Overview
+from pgkeep.units import format_duration
+from pgkeep.wal.overview import Overview, orphan_remedy
 from pgkeep.wal.stamps import receiver_stamps
 
 __all__ = ["run_drill"]
 
-_KEEP = "pgkeep drill --keep leaves the copy, to be looked into"
 _POLL = 0.5
 """Seconds between looks for WAL that is on its way."""
 
@@ -109,26 +102,12 @@ class _Drill:
         self._sources = _left_over(request, cluster, sources)
         self._progress = progress
         self._runbook = Runbook(request, cluster, on_step)
-        self._started = utc_now()
-        self._began = time.monotonic()
-        self._id = new_drill_id(self._started)
-        self._seed = request.seed if request.seed is not None else new_seed()
-        self._jobs = request.jobs or cluster.drill.jobs or os.cpu_count() or 1
+        seed = request.seed if request.seed is not None else new_seed()
+        self._found = Findings(seed, request.jobs or cluster.drill.jobs or os.cpu_count() or 1)
         self._names: dict[str, str] = {}
         self._opened: list[Repository] = []
         self._read_from: Repository | None = None
         self._overview: Overview | None = None
-        self._plan: RestorePlan | None = None
-        self._copy: Copy | None = None
-        self._target: DrillTarget | None = None
-        self._reached: Reached | None = None
-        self._prediction: Prediction | None = None
-        self._rto: float | None = None
-        self._recovered: Recovered | None = None
-        self._comparison: Comparison | None = None
-        self._phases: list[Phase] = []
-        self._checks: list[Check] = []
-        self._notes: list[str] = []
 
     def run(self) -> DrillRecord:
         failure: PgkeepError | None = None
@@ -136,19 +115,19 @@ class _Drill:
             self._open()
             refuse_source(self._cluster, self._opened, ask=not self._runbook.alone)
             self._prove()
-            failure = failure_of(self._checks) or checked_nothing(self._checks)
+            failure = failure_of(self._found.checks) or checked_nothing(self._found.checks)
         except (UsageError, ConfigError, BusyError, Interrupted):
             raise
         except PgkeepError as error:
             failure = error
         except psycopg.Error as error:
-            failure = RecoveryError(f"the restored server broke off: {reason_of(error)}", hint=_KEEP)
+            failure = RecoveryError(f"the restored server broke off: {reason_of(error)}", hint=KEEP_HINT)
         except OSError as error:
-            failure = TargetError(f"the drill's directory cannot be used: {error}", hint=_KEEP)
+            failure = TargetError(f"the drill's directory cannot be used: {error}", hint=KEEP_HINT)
         return self._remember(self._record(failure))
 
     def _note(self, text: str) -> None:
-        self._notes.append(text)
+        self._found.notes.append(text)
         self._progress.note(text)
 
     @contextmanager
@@ -157,7 +136,7 @@ class _Drill:
         try:
             yield
         finally:
-            self._phases.append(Phase(name=name, seconds=time.monotonic() - began, bytes=size))
+            self._found.phases.append(Phase(name=name, seconds=time.monotonic() - began, bytes=size))
 
     # From the question to a plan
 
@@ -194,14 +173,16 @@ class _Drill:
             directory = cluster.drill_directory
             began = 0.0
             try:
-                with drill_place(directory, self._id, cluster.name, keep=self._request.keep, note=self._note) as place:
+                with drill_place(
+                    directory, self._found.id, cluster.name, keep=self._request.keep, note=self._note
+                ) as place:
                     try:
                         self._restore(place, incident, fingerprints)
                     finally:
                         began = time.monotonic()
             finally:
                 if began:
-                    self._phases.append(Phase(name="clean up", seconds=time.monotonic() - began))
+                    self._found.phases.append(Phase(name="clean up", seconds=time.monotonic() - began))
             if self._request.keep:
                 self._note(f"the copy is kept in {place.root}; remove it when you have seen enough: rm -r {place.root}")
         self._runbook.last_words()
@@ -212,7 +193,7 @@ class _Drill:
         drops = self._runbook.scenario == "table-dropped"
         what = "drop it" if drops else "spoil all its rows in one transaction"
         with self._runbook.step(f"On the live server, make a table of the drill's own, and {what}"):
-            incident = stack.enter_context(staged_incident(self._cluster.dsn, self._id, drops=drops))
+            incident = stack.enter_context(staged_incident(self._cluster.dsn, self._found.id, drops=drops))
         self._note(f"done on the live server, to a table of the drill's own: {incident.done}")
         return incident
 
@@ -234,7 +215,8 @@ class _Drill:
             plan, repository = self._find_plan(
                 place, self._wanted(incident, fingerprints), own=bool(incident or fingerprints)
             )
-        self._plan, self._read_from = plan, repository
+        self._found.plan, self._read_from = plan, repository
+        self._refuse_older_timeline(plan, repository)
         self._predict(plan, repository)
         chosen = f"backup {plan.manifest.id}"
         command = f"pgkeep restore {plan.manifest.id} --target-dir DIR {_option(plan.recovery.target)} --start"
@@ -246,14 +228,14 @@ class _Drill:
             stack = ExitStack()
             recovered = stack.enter_context(self._recovering(plan, repository))
         with stack:
-            self._rto = time.monotonic() - rto_began
+            self._found.rto = time.monotonic() - rto_began
             with self._runbook.step(
                 "See that what came back is whole, and is what it should be", "pg_amcheck --all; psql"
             ):
                 self._look(recovered, incident, fingerprints)
-        if recovered.state == "promoted" and self._copy is not None:
+        if recovered.state == "promoted" and self._found.copy is not None:
             with self._phase("checks"):
-                self._checks += stopped_check(self._copy, self._cluster, self._progress)
+                self._found.checks += stopped_check(self._found.copy, self._cluster, self._progress)
 
     def _wanted(
         self, incident: Incident | None, fingerprints: SourceFingerprints | None
@@ -261,10 +243,12 @@ class _Drill:
         """Backup and target; sets what is recorded of the target."""
         request, backup = self._request, self._request.backup
         if incident is not None:
-            self._target = DrillTarget(how="given", asked=f"just before {incident.done}", kind=incident.target.kind)
+            self._found.target = DrillTarget(
+                how="given", asked=f"just before {incident.done}", kind=incident.target.kind
+            )
             return None, incident.target
         if fingerprints is not None:
-            self._target = DrillTarget(how="compared", asked="the moment of the comparison", kind="name")
+            self._found.target = DrillTarget(how="compared", asked="the moment of the comparison", kind="name")
             if fingerprints.restore_point is not None:
                 return backup, RecoveryTarget(kind="name", value=fingerprints.restore_point)
             return backup, RecoveryTarget(kind="lsn", value=fingerprints.lsn, exclusive=True)
@@ -273,14 +257,16 @@ class _Drill:
         if request.random:
             overview = self._window(self._opened[0])
             manifests = list(self._opened[0].catalog.read_all(self._cluster.name))
-            moment = random_moment(overview, manifests, self._seed, backup)
-            self._target = DrillTarget(how="random", asked=f"--random --seed {self._seed}", kind=moment.target.kind)
+            moment = random_moment(overview, manifests, self._found.seed, backup)
+            self._found.target = DrillTarget(
+                how="random", asked=f"--random --seed {self._found.seed}", kind=moment.target.kind
+            )
             return moment.backup, moment.target
         if request.target is not None:
             written = request.written or str(request.target)
-            self._target = DrillTarget(how="given", asked=written, kind=request.target.kind)
+            self._found.target = DrillTarget(how="given", asked=written, kind=request.target.kind)
             return backup, request.target
-        self._target = DrillTarget(how="latest", asked="latest", kind="latest")
+        self._found.target = DrillTarget(how="latest", asked="latest", kind="latest")
         return backup, latest
 
     def _before_newest(self) -> str:
@@ -311,7 +297,7 @@ class _Drill:
             target=str(place.data),
             settings=copy_settings(drill.port, drill.settings),
             start=True,
-            jobs=self._jobs,
+            jobs=self._found.jobs,
             spool=None if self._runbook.alone else str(self._cluster.spool),
             prefetch=self._cluster.wal.prefetch,
             sockets=str(place.sockets),
@@ -333,10 +319,31 @@ class _Drill:
                             hint="pgkeep wal status says what brings the WAL, and why it is late",
                         ) from None
                     time.sleep(_POLL)
-        assert self._target is not None
-        self._target = resolved(self._target, plan.recovery)
-        self._notes += plan.notes
+        assert self._found.target is not None
+        self._found.target = resolved(self._found.target, plan.recovery)
+        self._found.notes += plan.notes
         return plan, repository
+
+    def _refuse_older_timeline(self, plan: RestorePlan, repository: Repository) -> None:
+        """The latest is not what is latest on a timeline that the cluster has left."""
+        target, timeline = plan.recovery.target, plan.recovery.path.timeline
+        if target.kind != "latest" or target.timeline is not None:
+            return
+        overview = self._window(repository)
+        known, newest = overview.inventory, overview.inventory.newest_timeline
+        now = None if self._runbook.alone else timeline_now(self._cluster.dsn, plan.manifest.system_identifier)
+        if timeline >= max(newest, now or 0):
+            return
+        if now is not None and now > newest:
+            message = f"the cluster is on timeline {now}, and the repository has nothing of it: a recovery ends on timeline {timeline}"
+            hint: str | None = "pgkeep wal status says what brings the WAL"
+        elif not known.has_history(newest):
+            message = f"timeline {newest} cannot be reached, since its history file is missing: a recovery ends on timeline {timeline}"
+            hint = orphan_remedy(newest)
+        else:
+            message = f"timeline {newest} cannot be reached from any backup: a recovery ends on timeline {timeline}"
+            hint = "pgkeep backup takes one on it"
+        raise NotFoundError(message, hint=hint)
 
     def _window(self, repository: Repository) -> Overview:
         if self._overview is None:
@@ -350,7 +357,7 @@ class _Drill:
         records = read_drills(repository, self._cluster.name, self._note).records
         measured = measured_restores(records, self._name_of(repository))
         work = Work(manifest.logical_size, manifest.stored_size, plan.recovery.wal_bytes)
-        self._prediction = RtoModel(measured).predict(work) if measured else None
+        self._found.prediction = RtoModel(measured).predict(work) if measured else None
 
     # Recovery, and what came of it
 
@@ -361,20 +368,20 @@ class _Drill:
         try:
             with recovered_server(plan, repositories, self._progress) as recovered:
                 seconds = recovered.seconds
-                self._phases += [
+                self._found.phases += [
                     Phase(name="start", seconds=recovered.starting),
                     Phase(name="replay", seconds=seconds["replay"] - recovered.starting, bytes=plan.recovery.wal_bytes),
                 ]
                 if "promote" in seconds:
-                    self._phases.append(Phase(name="promote", seconds=seconds["promote"]))
-                self._recovered = recovered
+                    self._found.phases.append(Phase(name="promote", seconds=seconds["promote"]))
+                self._found.recovered = recovered
                 with self._phase("first query"):
                     self._first_query(plan, recovered)
                 ended = time.monotonic()
                 yield recovered
         except RecoveryError as error:
             if ended is None:
-                self._checks.append(
+                self._found.checks.append(
                     Check(
                         name="reached",
                         kind="reached",
@@ -392,34 +399,36 @@ class _Drill:
         dsn = superuser_dsn(recovered.dsn, plan.target)
         with connect_sql(dsn) as connection:
             connection.execute("SELECT count(*) FROM pg_class").fetchone()
-        self._copy = Copy(
+        self._found.copy = Copy(
             dsn=dsn,
             data_directory=plan.target,
             binaries=find_binaries(plan.major),
             databases=Copy.databases_of(dsn),
-            jobs=self._jobs,
-            seed=self._seed,
+            jobs=self._found.jobs,
+            seed=self._found.seed,
             budget=None if self._request.full else self._cluster.drill.sample_for,
         )
 
     def _look(self, recovered: Recovered, incident: Incident | None, fingerprints: SourceFingerprints | None) -> None:
-        assert self._plan is not None
-        assert self._copy is not None
-        self._reached, check = hold_reached(self._plan.recovery, recovered)
-        self._checks.append(check)
+        assert self._found.plan is not None
+        assert self._found.copy is not None
+        self._found.reached, check = hold_reached(self._found.plan.recovery, recovered)
+        self._found.checks.append(check)
         if fingerprints is not None:
             with self._phase("compare"):
-                self._compare(fingerprints, self._copy)
+                self._compare(fingerprints, self._found.copy)
         with self._phase("checks"):
-            for note in cut_off(self._copy):
+            for note in cut_off(self._found.copy):
                 self._note(note)
             if incident is not None:
-                self._checks.append(incident.check(self._copy))
-            self._checks += asked_of(self._copy, self._cluster, self._progress)
+                self._found.checks.append(incident.check(self._found.copy))
+            self._found.checks += asked_of(self._found.copy, self._cluster, self._progress)
 
     def _compare(self, fingerprints: SourceFingerprints, copy: Copy) -> None:
-        found = compare(fingerprints, copy.dsn, source=self._cluster.dsn, jobs=self._jobs, progress=self._progress)
-        self._comparison = found
+        found = compare(
+            fingerprints, copy.dsn, source=self._cluster.dsn, jobs=self._found.jobs, progress=self._progress
+        )
+        self._found.comparison = found
         differing = [table.name for table in found.tables if not table.equal]
         rows = sum(table.rows for table in found.tables)
         if found.equal:
@@ -428,7 +437,7 @@ class _Drill:
             detail = f"the copy differs from the live cluster at {found.lsn}: {', '.join(differing[:3])}"
         else:
             detail = "there is no table that could be compared"
-        self._checks.append(
+        self._found.checks.append(
             Check(
                 name="comparison",
                 kind="comparison",
@@ -445,77 +454,36 @@ class _Drill:
 
     # What stays
 
-    def _record(self, failure: PgkeepError | None) -> DrillRecord:
-        request, cluster, plan = self._request, self._cluster, self._plan
-        manifest = None if plan is None else plan.manifest
-        recovered, copy, prediction = self._recovered, self._copy, self._prediction
-        repository = self._read_from or (self._opened[0] if self._opened else None)
-        binaries = None if copy is None else copy.binaries
-        return DrillRecord(
-            id=self._id,
-            cluster=cluster.name,
-            system_identifier=self._system_identifier(),
-            repository=self._sources[0].name if repository is None else self._name_of(repository),
-            started=self._started,
-            ended=utc_now(),
-            state="passed" if failure is None else "failed",
-            asked_by=request.asked_by or _asker(),
-            reason=request.reason,
-            scenario=None if request.scenario is None else request.scenario.replace("-", " "),
-            seed=self._seed,
-            backup="" if manifest is None else manifest.id,
-            backup_kind="" if manifest is None else manifest.kind,
-            backup_started=None if manifest is None else manifest.started,
-            target=self._target,
-            reached=self._reached,
-            server_major=0 if plan is None else plan.major,
-            server_version="" if binaries is None else binaries.version_text,
-            server_from="" if plan is None else plan.server or "",
-            host=socket.gethostname(),
-            logical_bytes=0 if manifest is None else manifest.logical_size,
-            fetched_bytes=0 if manifest is None else manifest.stored_size,
-            wal_bytes=0 if plan is None else plan.recovery.wal_bytes,
-            wal_waited=0.0 if recovered is None else recovered.waited,
-            jobs=self._jobs,
-            phases=self._phases,
-            checks=self._checks,
-            comparison=self._comparison,
-            rpo=self._rpo(),
-            rto=None
-            if self._rto is None
-            else Rto(
-                measured=self._rto,
-                predicted=None if prediction is None else prediction.seconds,
-                low=None if prediction is None else prediction.low,
-                high=None if prediction is None else prediction.high,
-                objective=cluster.objectives.rto,
-            ),
-            steps=self._runbook.steps,
-            cause=None if failure is None else str(failure),
-            remedy=None if failure is None else failure.hint or _KEEP,
-            exit_code=0 if failure is None else failure.exit_code,
-            notes=self._notes,
-        )
+    @property
+    def _repository(self) -> Repository | None:
+        """The one that was read from, or would have been."""
+        return self._read_from or (self._opened[0] if self._opened else None)
 
-    def _rpo(self) -> Rpo | None:
+    def _record(self, failure: PgkeepError | None) -> DrillRecord:
+        repository, found = self._repository, self._found
+        name = self._sources[0].name if repository is None else self._name_of(repository)
+        found.rpo = self._rpo(repository)
+        found.system_identifier = self._system_identifier()
+        return found.record(self._request, self._cluster, name, self._runbook.steps, failure)
+
+    def _rpo(self, repository: Repository | None) -> Rpo | None:
         """How old the newest moment was that could be recovered when the drill began."""
-        repository = self._read_from or (self._opened[0] if self._opened else None)
         if repository is None:
             return None
         try:
             windows = self._window(repository).windows
         except PgkeepError:
             return None
-        newest: datetime | None = max((window.end_time for window in windows), default=None)
+        newest = max((window.end_time for window in windows), default=None)
         if newest is None:
             return None
-        seconds = max((self._started - newest).total_seconds(), 0.0)
+        seconds = max((self._found.started - newest).total_seconds(), 0.0)
         return Rpo(seconds=seconds, objective=self._cluster.objectives.rpo, newest=newest)
 
     def _system_identifier(self) -> int:
         """The cluster's, as far as anybody knows; 0 where nobody does."""
-        if self._plan is not None:
-            return self._plan.manifest.system_identifier
+        if self._found.plan is not None:
+            return self._found.plan.manifest.system_identifier
         for repository in self._opened:
             try:
                 return repository.catalog.find("latest", self._cluster.name).system_identifier
@@ -526,7 +494,7 @@ class _Drill:
         return 0
 
     def _remember(self, record: DrillRecord) -> DrillRecord:
-        first = self._read_from or (self._opened[0] if self._opened else None)
+        first = self._repository
         try:
             if first is None or record.system_identifier == 0:
                 raise NotFoundError("no repository could be opened that knows the cluster")
@@ -568,10 +536,3 @@ def _option(target: RecoveryTarget) -> str:
     if target.kind not in words:
         return f"--{target.kind}"
     return f"{words[target.kind]} '{target.value}'" + (" --exclusive" if target.exclusive else "")
-
-
-def _asker() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):
-        return f"uid {os.geteuid()}@{socket.gethostname()}"
