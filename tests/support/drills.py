@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 from pgkeep.config import Cluster
 from pgkeep.drill.request import DrillRequest, Source
 from pgkeep.drill.runner import run_drill
+from pgkeep.postgres.account import give_to
 from pgkeep.postgres.server import ThrowawayServer
 from pgkeep.repository import Repository, open_store
 from pgkeep.restore.last_wal import save_running_wal
-from support.jobs import KEY, backup, new_repository
+from support.jobs import KEY, backup, new_repository, wait_until_recovered
 from support.servers import TEST_SETTINGS, sql
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pgkeep.drill.record import Check, DrillRecord
     from pgkeep.postgres.binaries import ServerBinaries
     from pgkeep.progress import Progress
 
-__all__ = ["DRILL", "Drilled", "make_drill_template", "start_drilled"]
+__all__ = ["DRILL", "Drilled", "check_of", "make_drill_template", "new_timeline", "start_drilled"]
 
 DRILL: dict[str, Any] = {"settings": {"fsync": "off", "shared_buffers": "32MB"}, "sample_for": 60.0, "jobs": 2}
 
@@ -58,10 +63,29 @@ class Drilled:
         """Store in the repository what the server has written so far."""
         save_running_wal(self.server.dsn(), self.server.data_directory, [self.repository])
 
+    @contextmanager
+    def shipping(self) -> Iterator[None]:
+        """Meanwhile, what the server writes is stored in the repository within moments, as a receiver does it."""
+        stop = threading.Event()
+
+        def ship() -> None:
+            while not stop.wait(0.3):
+                self.ship()
+
+        thread = threading.Thread(target=ship)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
     def back_up(self) -> str:
         return backup(self.server.dsn(), self.repository).id
 
-    def drill(self, progress: Progress | None = None, *, settings: dict[str, Any] | None = None, **options: Any) -> DrillRecord:
+    def drill(
+        self, progress: Progress | None = None, *, settings: dict[str, Any] | None = None, **options: Any
+    ) -> DrillRecord:
         source = Source("main", lambda: self.repository)
         return run_drill(DrillRequest(**options), self.with_settings(**(settings or {})), [source], progress)
 
@@ -137,3 +161,16 @@ def start_drilled(server: ThrowawayServer, template: Path, place: Path, **drill:
         "drill": {**DRILL, "directory": place / "drills", **drill},
     }
     return Drilled(server, place, Cluster.model_validate(cluster))
+
+
+def new_timeline(cluster: Drilled) -> None:
+    """Stop the cluster, have it recover to the end of its WAL, and so begin a new timeline; write there, and ship it."""
+    cluster.server.stop()
+    (cluster.server.data_directory / "recovery.signal").touch()
+    give_to(cluster.server.account, cluster.server.data_directory / "recovery.signal")
+    cluster.server.start({**_SETTINGS, "restore_command": "false"})
+    wait_until_recovered(cluster.server)
+    for _ in range(5):
+        cluster.sql("INSERT INTO users (name) VALUES ('of the new timeline')")
+    cluster.sql("CHECKPOINT")
+    cluster.ship()

@@ -49,11 +49,6 @@ def parse(words: list[str], command: click.Command = main) -> None:
         command, context = found, found.make_context(words[0], words[1:], parent=context)
 
 
-# goes with the merge that brings the command
-with_drill = pytest.mark.xfail("drill" not in COMMANDS, reason="pgkeep drill is not here yet", raises=click.UsageError)
-
-
-@with_drill
 @pytest.mark.parametrize("path", [GITHUB, GITLAB], ids=["github", "gitlab"])
 def test_every_pgkeep_command_of_a_workflow_exists_with_its_options(path: Path) -> None:
     lines = commands(path)

@@ -184,6 +184,7 @@ def _report_damage(context: Context, manifest: Manifest) -> None:
 
 def _is_due(context: Context, settings: Cluster) -> bool:
     """Whether the objectives ask for a backup now; says so, or when they will."""
+    from pgkeep.cli.drill_cmd import known_drills
     from pgkeep.drill.predicted import forecasts
     from pgkeep.policy.objectives import backup_due
     from pgkeep.units import utc_now
@@ -191,7 +192,7 @@ def _is_due(context: Context, settings: Cluster) -> bool:
 
     status = read_wal_status(context.config(), settings)
     now = status.server.now if status.server is not None else utc_now()
-    found = backup_due(status, forecasts(status, [], now), now)
+    found = backup_due(status, forecasts(status, known_drills(context.config(), settings), now), now)
     if found.due:
         context.output.line(f"a backup is due: {found.reason}")
         return True

@@ -9,9 +9,10 @@ from pgkeep.units import format_duration, format_rate, format_size, format_time
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from pgkeep.drill.memory import Proven
     from pgkeep.repository.manifests import DamagedPage, Manifest
 
-__all__ = ["backup_document", "backup_fields", "format_lsn"]
+__all__ = ["backup_document", "backup_fields", "format_lsn", "state_of"]
 
 
 def format_lsn(lsn: int) -> str:
@@ -19,7 +20,16 @@ def format_lsn(lsn: int) -> str:
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
 
 
-def backup_document(manifest: Manifest, verified: datetime | None = None) -> dict[str, object]:
+def state_of(verified: datetime | None, proven: Proven | None) -> str:
+    """``taken`` < ``verified`` < ``proven``."""
+    if proven is not None:
+        return "proven"
+    return "taken" if verified is None else "verified"
+
+
+def backup_document(
+    manifest: Manifest, verified: datetime | None = None, proven: Proven | None = None
+) -> dict[str, object]:
     """The keys that docs/reference/json.md promises."""
     return {
         "id": manifest.id,
@@ -29,8 +39,9 @@ def backup_document(manifest: Manifest, verified: datetime | None = None) -> dic
         "mode": manifest.mode,
         "kind": manifest.kind,
         "parent": manifest.parent or None,
-        "state": "taken" if verified is None else "verified",
+        "state": state_of(verified, proven),
         "verified": verified,
+        "proven": None if proven is None else {"drill": proven.drill, "time": proven.time, "target": proven.target},
         "server_version": manifest.server_version,
         "from_standby": manifest.from_standby,
         "started": manifest.started,
@@ -60,13 +71,15 @@ def backup_document(manifest: Manifest, verified: datetime | None = None) -> dic
     }
 
 
-def backup_fields(manifest: Manifest, verified: datetime | None = None) -> list[tuple[str, str]]:
+def backup_fields(
+    manifest: Manifest, verified: datetime | None = None, proven: Proven | None = None
+) -> list[tuple[str, str]]:
     """Names and values for people."""
     seconds = (manifest.finished - manifest.started).total_seconds()
     fields = [
         ("backup", manifest.id),
         ("cluster", f"{manifest.cluster} (system identifier {manifest.system_identifier})"),
-        ("state", "taken, not verified yet" if verified is None else f"verified {format_time(verified)}"),
+        ("state", _state(verified, proven)),
         ("label", manifest.label),
         ("server", _server(manifest)),
         ("kind", _kind(manifest)),
@@ -88,6 +101,12 @@ def backup_fields(manifest: Manifest, verified: datetime | None = None) -> list[
             fields.append((name, f"{len(pages)}, the first: {_text(pages[0].path)} block {pages[0].block}"))
     fields += [("note", note) for note in manifest.notes]
     return fields
+
+
+def _state(verified: datetime | None, proven: Proven | None) -> str:
+    words = [f"proven {format_time(proven.time)} by drill {proven.drill}, to {proven.target}"] if proven else []
+    words += [f"verified {format_time(verified)}"] if verified else []
+    return ", ".join(words) or "taken, not verified yet"
 
 
 def _kind(manifest: Manifest) -> str:

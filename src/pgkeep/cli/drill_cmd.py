@@ -13,14 +13,15 @@ from pgkeep.cli.drill_report_cmd import add_report_commands, language_of, write_
 from pgkeep.cli.options import Context, common_options, examples
 from pgkeep.cli.repositories import Chosen, repository_options
 from pgkeep.cli.target_options import AskedTarget, target_options
-from pgkeep.errors import UsageError
+from pgkeep.errors import PgkeepError, UsageError
 from pgkeep.units import format_duration, format_size
 
 if TYPE_CHECKING:
+    from pgkeep.config import Cluster, Config
     from pgkeep.drill.record import DrillRecord, Step
     from pgkeep.drill.request import Scenario, Source
 
-__all__ = ["command"]
+__all__ = ["command", "known_drills"]
 
 _SCENARIOS = ("table-dropped", "bad-migration", "server-lost", "region-lost", "key-from-paper", "newest-damaged")
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
@@ -221,13 +222,24 @@ def _show(context: Context, record: DrillRecord) -> None:
 
 
 def _read(chosen: Chosen) -> Sequence[DrillRecord]:
-    from pgkeep.drill.memory import read_drills
+    from pgkeep.drill.memory import read_everywhere
 
-    found: dict[str, DrillRecord] = {}
-    for repository in chosen.open_all():
-        for record in read_drills(repository, chosen.cluster).records:
-            found.setdefault(record.id, record)
-    return list(found.values())
+    return read_everywhere(chosen.openers(), chosen.cluster)
+
+
+def known_drills(config: Config, cluster: Cluster) -> list[DrillRecord]:
+    """A cluster's drills, for what they measured; none where no repository says."""
+    import functools
+
+    from pgkeep.drill.memory import read_everywhere
+    from pgkeep.opening import open_repository
+
+    try:
+        return read_everywhere(
+            [functools.partial(open_repository, each) for each in config.repositories_of(cluster)], cluster.name
+        )
+    except PgkeepError:
+        return []
 
 
 add_report_commands(command, _read)

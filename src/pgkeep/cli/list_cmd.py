@@ -44,18 +44,19 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
     if window or restore_points:
         _show_reachable(context, chosen, window=window)
         return
-    from pgkeep.cli.backup_documents import backup_document, format_lsn
+    from pgkeep.cli.backup_documents import backup_document, format_lsn, state_of
+    from pgkeep.drill.memory import proven_backups
     from pgkeep.verify import VerifyMemory
 
     repository = chosen.open()
-    memory = VerifyMemory(repository.store, repository)
+    verified, proven = VerifyMemory(repository.store, repository).backups, proven_backups(repository)
     manifests = list(repository.catalog.read_all(chosen.cluster))
     rows = [
         (
             manifest.id,
             manifest.cluster,
             manifest.kind,
-            "verified" if manifest.id in memory.backups else "taken",
+            state_of(verified.get(manifest.id), proven.get(manifest.id)),
             format_time(manifest.started),
             format_duration((manifest.finished - manifest.started).total_seconds()),
             format_size(manifest.logical_size),
@@ -77,7 +78,9 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
     context.output.document(
         {
             "repository": repository.store.url,
-            "backups": [backup_document(manifest, memory.backups.get(manifest.id)) for manifest in manifests],
+            "backups": [
+                backup_document(manifest, verified.get(manifest.id), proven.get(manifest.id)) for manifest in manifests
+            ],
         }
     )
 

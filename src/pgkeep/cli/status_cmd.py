@@ -35,6 +35,7 @@ def command(context: Context, cluster: str | None) -> None:
     Then what would be lost now, and how long a restore would take now, against the cluster's objectives.
     Ends with 0 where all is well; else with the exit code of the first thing that is not. What brings the WAL: pgkeep wal status.
     """
+    from pgkeep.cli.drill_cmd import known_drills
     from pgkeep.copies.standing import judge_standings, standings
     from pgkeep.drill.predicted import forecasts
     from pgkeep.findings import first_failure
@@ -48,7 +49,7 @@ def command(context: Context, cluster: str | None) -> None:
     findings = judge_standings(found, little=_ON_ITS_WAY)
     now = wal.server.now if wal.server is not None else utc_now()
     rpos = [rpo_now(each) for each in wal.repositories]
-    predicted = forecasts(wal, [], now)
+    predicted = forecasts(wal, known_drills(context.config(), settings), now)
     findings += judge_objectives(wal, rpos, predicted, now)
     columns = ("REPOSITORY", "BACKUPS", "NEWEST BACKUP", "WAL UP TO", "MISSING BACKUPS", "WAL BEHIND", "TIME BEHIND")
     context.output.table(columns, [_row(each) for each in found], right=("BACKUPS", "MISSING BACKUPS", "WAL BEHIND"))

@@ -5,16 +5,16 @@ A record is a sealed object ``clusters/<system identifier>/drills/<id>``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from pgkeep.drill.record import DrillRecord, decode_record, encode_record
-from pgkeep.errors import DamageError, KeyFailure
+from pgkeep.errors import DamageError, KeyFailure, PgkeepError
 from pgkeep.repository import Repository
 from pgkeep.repository.sealed import ObjectType, read_sealed, write_sealed
 
-__all__ = ["DrillMemory", "Proven", "proven_backups", "read_drills", "remember"]
+__all__ = ["DrillMemory", "Proven", "proven_backups", "read_drills", "read_everywhere", "remember"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,24 @@ def read_drills(
                 memory.records.append(record)
     memory.records.sort(key=lambda record: record.id)
     return memory
+
+
+def read_everywhere(openers: Iterable[Callable[[], Repository]], cluster: str | None) -> list[DrillRecord]:
+    """The drills of a cluster in all repositories that can be opened, oldest first. Raises what the first did where none can."""
+    found: dict[str, DrillRecord] = {}
+    failures: list[PgkeepError] = []
+    answered = False
+    for open_it in openers:
+        try:
+            records = read_drills(open_it(), cluster).records
+        except PgkeepError as error:
+            failures.append(error)
+            continue
+        answered = True
+        found.update({record.id: record for record in records})
+    if failures and not answered:
+        raise failures[0]
+    return [found[drill] for drill in sorted(found)]
 
 
 def proven_backups(repository: Repository) -> dict[str, Proven]:

@@ -145,6 +145,8 @@ class _Recovery:
                 seconds["promote"] = time.monotonic() - begun - seconds["replay"]
                 state = "promoted"
         lsn, timeline = self._end(state)
+        # a server that was held at its target says the last words on its recovery when it is let go
+        self._log.read()
         check_end(plan.recovery, lsn, timeline, promoted=state == "promoted")
         return Recovered(
             state=state,
