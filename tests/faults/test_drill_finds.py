@@ -121,8 +121,8 @@ def test_a_wrong_key(drilled: MakeDrilled) -> None:
     assert any("stored nowhere" in note for note in record.notes)
 
 
-def test_a_stale_visibility_map(drilled: MakeDrilled, postgres_major: int) -> None:
-    cluster = drilled(postgres_major)
+def test_a_stale_visibility_map(drilled: MakeDrilled) -> None:
+    cluster = drilled(18)
     (path,) = cluster.sql("SELECT pg_relation_filepath('users') || '_vm'")[0]
     vm = cluster.server.data_directory / str(path)
     cluster.sql("VACUUM (FREEZE) users")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
-
-import pytest
+from typing import TYPE_CHECKING
 
 from pgkeep.drill.memory import read_drills
-from pgkeep.errors import ConfigError, UsageError
 from pgkeep.restore.target import target_lsn
 from support.drill_fixtures import MakeDrilled, drilled, templates
 from support.drills import check_of, new_timeline
@@ -110,41 +107,3 @@ def test_wal_that_does_not_come_is_the_cause_where_the_drill_made_the_moment(dri
     assert record.exit_code == 13
     assert "did not come into the repository within 0.50 s" in str(record.cause)
     assert "wal status" in str(record.remedy)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"checks": []}, "would check nothing that came back: drill.checks names no check"),
-        ({"checks": ["extensions"]}, "would check nothing that came back"),
-        ({"port": 5432}, "port 5432, which is the source's own"),
-    ],
-)
-def test_a_drill_that_would_prove_nothing_or_come_near_the_source_is_refused(
-    drilled: MakeDrilled, settings: dict[str, Any], message: str
-) -> None:
-    cluster = drilled(17)
-    with pytest.raises(ConfigError, match=message):
-        cluster.drill(settings=settings)
-    for place in (cluster.server.data_directory / "drills", cluster.place / "repository", cluster.place):
-        with pytest.raises(ConfigError, match="would lie with"):
-            cluster.drill(settings={"directory": place})
-    assert not (cluster.server.data_directory / "drills").exists()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"seed": 3},
-        {"random": True, "target": target_lsn("0/3000000")},
-        {"compare": True, "random": True},
-        {"scenario": "table-dropped", "random": True},
-        {"scenario": "server-lost", "compare": True},
-        {"scenario": "newest-damaged", "backup": "latest"},
-        {"scenario": "region-lost"},
-    ],
-    ids=str,
-)
-def test_what_cannot_be_meant_together_is_refused(drilled: MakeDrilled, options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        drilled(17).drill(**options)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pgkeep.cli.drill_report_cmd import add_report_commands
-from pgkeep.cli.main import COMMANDS, main
+from pgkeep.cli.main import main
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GITHUB = DEPLOY / "github-actions" / "restore-drill.yml"

@@ -269,6 +269,10 @@ MESSAGES = {
         "The server did not start, or recovery fell short of its target.",
         "서버가 시작되지 않았거나 복구가 목표에 도달하지 못하였습니다.",
     ),
+    "exit.14": Message(
+        "What came back is not what it should be.",
+        "복구된 내용이 기대한 것과 다릅니다.",
+    ),
     "exit.15": Message(
         "More would be lost, or a restore would take longer, than the objectives allow.",
         "예상되는 데이터 손실 또는 복구 시간이 목표를 초과합니다.",
