@@ -16,7 +16,7 @@ import pytest
 from pgkeep.drill.memory import read_drills
 from pgkeep.drill.request import DrillRequest, Source
 from pgkeep.drill.runner import run_drill
-from pgkeep.errors import DamageError, KeyFailure, NotFoundError, ProofError, RecoveryError
+from pgkeep.errors import DamageError, Interrupted, KeyFailure, NotFoundError, ProofError, RecoveryError
 from pgkeep.postgres.account import give_to
 from pgkeep.progress import Silent
 from pgkeep.repository import KeyFile, Repository, open_store
@@ -198,3 +198,57 @@ def test_what_a_killed_drill_leaves_is_cleared_by_the_next(drilled: MakeDrilled,
     assert any(f"drill {killed} was killed" in note for note in record.notes)
     assert cluster.left_behind() == []
     assert not Path(facts["sockets"]).exists()
+
+
+def test_another_repository_does_not_hide_what_is_wrong_with_the_first(drilled: MakeDrilled) -> None:
+    cluster = drilled()
+    whole = cluster.place / "whole"
+    shutil.copytree(cluster.place / "repository", whole)
+    for pack in cluster.objects("packs"):
+        pack.chmod(0o600)
+        os.truncate(pack, 100)
+    key = KeyFile(bytes(range(32)))
+    sources = [
+        Source("main", lambda: cluster.repository),
+        Source("whole", lambda: Repository.open(open_store(str(whole)), key)),
+    ]
+    record = run_drill(DrillRequest(), cluster.settings, sources)
+    assert (record.exit_code, record.repository) == (DamageError.exit_code, "main")
+    wrong = Source("main", lambda: Repository.open(open_store(str(cluster.place / "repository")), KeyFile(bytes(32))))
+    record = run_drill(DrillRequest(), cluster.settings, [wrong, sources[1]])
+    assert record.exit_code == KeyFailure.exit_code
+    # where the first cannot be opened, the other one keeps the record
+    assert [stored.id for stored in read_drills(sources[1].open()).records] == [record.id]
+    assert read_drills(sources[1].open()).proven == {}
+
+
+def test_a_damaged_record_counts_for_nothing(drilled: MakeDrilled) -> None:
+    cluster = drilled(checks=["tables"])
+    record = cluster.drill()
+    (path,) = cluster.objects(f"clusters/{cluster.system_identifier}/drills")
+    assert path.name == record.id
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1])
+    said: list[str] = []
+    memory = read_drills(cluster.repository, note=said.append)
+    assert (memory.records, memory.proven, len(memory.damaged)) == ([], {}, 1)
+    assert "counts for nothing" in said[0]
+
+
+def test_an_interrupted_drill_cleans_up_and_leaves_no_record(drilled: MakeDrilled) -> None:
+    cluster = drilled(checks=["tables"])
+
+    def interrupt() -> None:
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        cluster.drill(AtPhase("checking tables", interrupt))
+    assert cluster.left_behind() == []
+    assert read_drills(cluster.repository).records == []
+
+
+def test_directories_that_are_no_drills_are_left_alone(drilled: MakeDrilled) -> None:
+    cluster = drilled(checks=["tables"])
+    (cluster.directory / "an operator's").mkdir(parents=True)
+    assert cluster.drill().cause is None
+    assert cluster.left_behind() == ["an operator's"]

@@ -69,7 +69,7 @@ def test_a_drill_that_fails_ends_with_the_code_of_its_cause(drilled: MakeDrilled
     assert code == 14
     assert record["cause"].startswith("assertion 'empty' failed: the query returned 2500 rows, expected none")
     assert record["remedy"]
-    assert ET.parse(tmp_path / "drill.xml").getroot().get("failures") == "1"
+    assert ET.parse(tmp_path / "drill.xml").getroot().get("failures") == "2"  # the drill itself, and the assertion
     code, text = run(config, "drill", "--exit-on", "never")
     assert code == 0
     assert "the drill failed: assertion 'empty' failed" in text

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -32,6 +33,7 @@ from pgkeep.units import utc_now
 __all__ = ["DrillPlace", "clear_dead_drills", "drill_place", "refuse_source"]
 
 _LOCK, _FACTS, _REGISTER = "lock", "drill.json", ".register"
+_DRILL = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{3}Z-[0-9a-f]{8}")
 _SOCKETS = "pgkeep-drill-"
 _PATIENCE = 30.0
 """Seconds for a server that was killed to be gone; only an uninterruptible disk takes longer."""
@@ -197,8 +199,10 @@ def _registering(directory: Path) -> Iterator[None]:
 
 def _take_over(root: Path, stack: ExitStack) -> bool:
     """Whether a directory's drill is dead and not to be kept; its lock is held until the stack ends then."""
+    if _DRILL.fullmatch(root.name) is None:
+        return False
     if not (root / _LOCK).exists():
-        # killed between two steps of its beginning; whatever else is no drill's, and not touched
+        # killed between two steps of its beginning, or of its end
         return not any(root.iterdir())
     try:
         lock = stack.enter_context((root / _LOCK).open("r+"))

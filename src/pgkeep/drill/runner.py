@@ -10,31 +10,27 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import msgspec
 import psycopg
 
 from pgkeep.config import Cluster
-from pgkeep.copies.several import SeveralRepositories, nearest
 from pgkeep.drill.checking import asked_of, checked_nothing, failure_of, refuse_nothing, stopped_check
 from pgkeep.drill.compare import begin_comparison, compare
 from pgkeep.drill.findings import KEEP_HINT, Findings
 from pgkeep.drill.fingerprint import SourceFingerprints
 from pgkeep.drill.incident import Incident, staged_incident
-from pgkeep.drill.isolation import copy_settings, cut_off, silence_libraries
-from pgkeep.drill.memory import read_drills, remember
-from pgkeep.drill.moment import new_seed, random_moment, resolved, window_of
+from pgkeep.drill.isolation import cut_off, silence_libraries
+from pgkeep.drill.memory import remember
+from pgkeep.drill.moment import new_seed
 from pgkeep.drill.places import DrillPlace, drill_place, refuse_source
-from pgkeep.drill.predicted import measured_restores
-from pgkeep.drill.reached import hold_reached, timeline_now
+from pgkeep.drill.planning import Planner, option_of
+from pgkeep.drill.reached import hold_reached
 from pgkeep.drill.record import (
     Check,
     DrillRecord,
-    DrillTarget,
     Phase,
     PhaseName,
-    Rpo,
 )
 from pgkeep.drill.request import DrillRequest, OnStep, Source
 from pgkeep.drill.scenarios import STAGED, Runbook, refuse_contradictions
@@ -43,31 +39,24 @@ from pgkeep.errors import (
     BusyError,
     ConfigError,
     Interrupted,
-    NotFoundError,
     PgkeepError,
     RecoveryError,
     TargetError,
     UsageError,
 )
-from pgkeep.policy.rto import RtoModel, Work
 from pgkeep.postgres.binaries import find_binaries
 from pgkeep.postgres.connection import connect_sql
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
 from pgkeep.restore.job import RestoreOutcome, write_backup
-from pgkeep.restore.nearest import UnreachableTarget
-from pgkeep.restore.plan import RestorePlan, RestoreRequest, choose_backup, make_plan
+from pgkeep.restore.plan import RestorePlan
 from pgkeep.restore.private_server import superuser_dsn
 from pgkeep.restore.recover import Recovered, recovered_server
-from pgkeep.restore.target import RecoveryTarget, latest
-from pgkeep.units import format_duration
-from pgkeep.wal.overview import Overview, orphan_remedy
-from pgkeep.wal.stamps import receiver_stamps
 
 __all__ = ["run_drill"]
 
-_POLL = 0.5
-"""Seconds between looks for WAL that is on its way."""
+_RESTORE = frozenset({"plan", "write", "start", "replay", "promote", "first query"})
+"""The phases of a restore up to its first answer."""
 
 
 def run_drill(
@@ -80,7 +69,7 @@ def run_drill(
 ) -> DrillRecord:
     """Do it, seal the record in the repository that was read from, and return it.
 
-    ``sources`` are the cluster's repositories in its order. Raises UsageError and ConfigError for what cannot be asked, BusyError and
+    ``sources`` are the cluster's repositories in its order: the first is proven, alone; scenario region-lost takes another. Raises UsageError and ConfigError for what cannot be asked, BusyError and
     Interrupted; everything else is the record's cause.
     """
     return _Drill(request, cluster, sources, progress or Silent(), on_step).run()
@@ -99,22 +88,20 @@ class _Drill:
         refuse_nothing(cluster, request)
         self._request = request
         self._cluster = cluster
-        self._sources = _left_over(request, cluster, sources)
+        self._source, self._others = _subject(request, cluster, sources)
         self._progress = progress
         self._runbook = Runbook(request, cluster, on_step)
         seed = request.seed if request.seed is not None else new_seed()
         self._found = Findings(seed, request.jobs or cluster.drill.jobs or os.cpu_count() or 1)
-        self._names: dict[str, str] = {}
-        self._opened: list[Repository] = []
-        self._read_from: Repository | None = None
-        self._overview: Overview | None = None
+        self._repository: Repository | None = None
+        self._planner: Planner | None = None
 
     def run(self) -> DrillRecord:
         failure: PgkeepError | None = None
         try:
-            self._open()
-            refuse_source(self._cluster, self._opened, ask=not self._runbook.alone)
-            self._prove()
+            repository = self._open()
+            refuse_source(self._cluster, [repository], ask=not self._runbook.alone)
+            self._prove(repository)
             failure = failure_of(self._found.checks) or checked_nothing(self._found.checks)
         except (UsageError, ConfigError, BusyError, Interrupted):
             raise
@@ -140,33 +127,33 @@ class _Drill:
 
     # From the question to a plan
 
-    def _open(self) -> None:
-        failures = []
-        names = " and ".join(source.name for source in self._sources)
-        with self._runbook.step(self._opening(), f"pgkeep list --repository {self._sources[0].name}"):
-            for source in self._sources:
-                try:
-                    repository = source.open()
-                    repository.keys.require_reading()
-                except PgkeepError as error:
-                    failures.append(error)
-                    continue
-                self._opened.append(repository)
-                self._names[repository.store.url] = source.name
-            if not self._opened:
-                raise failures[0] if failures else NotFoundError(f"there is no repository {names}")
-        for failure in failures:
-            self._note(f"not every repository can be opened: {failure}")
+    def _open(self) -> Repository:
+        """The one repository: what another one has instead proves nothing about this one."""
+        with self._runbook.step(self._opening(), f"pgkeep list --repository {self._source.name}"):
+            repository = self._source.open()
+            self._repository = repository
+            repository.keys.require_reading()
+        return repository
 
     def _opening(self) -> str:
-        first = self._sources[0].name
+        first = self._source.name
         return {
             "key-from-paper": f"Open repository {first} with the recovery key, as it was typed in from the sheet",
             "region-lost": f"Take stock of what is left: repository {first} alone",
         }.get(str(self._runbook.scenario), "Take stock of what the repositories hold")
 
-    def _prove(self) -> None:
+    def _prove(self, repository: Repository) -> None:
         cluster = self._cluster
+        self._planner = Planner(
+            self._request,
+            cluster,
+            repository,
+            self._source.name,
+            self._runbook,
+            self._found,
+            self._progress,
+            self._note,
+        )
         with ExitStack() as stack:
             incident = self._stage(stack)
             fingerprints = self._begin_comparison()
@@ -177,7 +164,7 @@ class _Drill:
                     directory, self._found.id, cluster.name, keep=self._request.keep, note=self._note
                 ) as place:
                     try:
-                        self._restore(place, incident, fingerprints)
+                        self._restore(self._planner, repository, place, incident, fingerprints)
                     finally:
                         began = time.monotonic()
             finally:
@@ -209,17 +196,17 @@ class _Drill:
         request = self._request
         return request.scenario is None and request.target is None and not request.random
 
-    def _restore(self, place: DrillPlace, incident: Incident | None, fingerprints: SourceFingerprints | None) -> None:
-        rto_began = time.monotonic()
-        with self._phase("plan"):
-            plan, repository = self._find_plan(
-                place, self._wanted(incident, fingerprints), own=bool(incident or fingerprints)
-            )
-        self._found.plan, self._read_from = plan, repository
-        self._refuse_older_timeline(plan, repository)
-        self._predict(plan, repository)
+    def _restore(
+        self,
+        planner: Planner,
+        repository: Repository,
+        place: DrillPlace,
+        incident: Incident | None,
+        fingerprints: SourceFingerprints | None,
+    ) -> None:
+        plan = planner.plan(place, incident, fingerprints)
         chosen = f"backup {plan.manifest.id}"
-        command = f"pgkeep restore {plan.manifest.id} --target-dir DIR {_option(plan.recovery.target)} --start"
+        command = f"pgkeep restore {plan.manifest.id} --target-dir DIR {option_of(plan.recovery.target)} --start"
         with self._runbook.step(f"Restore {chosen}, and recover to {plan.recovery.target}", command):
             with self._phase("write", plan.manifest.logical_size):
                 write_backup(plan, repository, self._progress, RestoreOutcome(plan))
@@ -228,7 +215,7 @@ class _Drill:
             stack = ExitStack()
             recovered = stack.enter_context(self._recovering(plan, repository))
         with stack:
-            self._found.rto = time.monotonic() - rto_began
+            self._found.rto = sum(phase.seconds for phase in self._found.phases if phase.name in _RESTORE)
             with self._runbook.step(
                 "See that what came back is whole, and is what it should be", "pg_amcheck --all; psql"
             ):
@@ -237,136 +224,13 @@ class _Drill:
             with self._phase("checks"):
                 self._found.checks += stopped_check(self._found.copy, self._cluster, self._progress)
 
-    def _wanted(
-        self, incident: Incident | None, fingerprints: SourceFingerprints | None
-    ) -> tuple[str | None, RecoveryTarget | None]:
-        """Backup and target; sets what is recorded of the target."""
-        request, backup = self._request, self._request.backup
-        if incident is not None:
-            self._found.target = DrillTarget(
-                how="given", asked=f"just before {incident.done}", kind=incident.target.kind
-            )
-            return None, incident.target
-        if fingerprints is not None:
-            self._found.target = DrillTarget(how="compared", asked="the moment of the comparison", kind="name")
-            if fingerprints.restore_point is not None:
-                return backup, RecoveryTarget(kind="name", value=fingerprints.restore_point)
-            return backup, RecoveryTarget(kind="lsn", value=fingerprints.lsn, exclusive=True)
-        if self._runbook.scenario == "newest-damaged":
-            backup = self._before_newest()
-        if request.random:
-            overview = self._window(self._opened[0])
-            manifests = list(self._opened[0].catalog.read_all(self._cluster.name))
-            moment = random_moment(overview, manifests, self._found.seed, backup)
-            self._found.target = DrillTarget(
-                how="random", asked=f"--random --seed {self._found.seed}", kind=moment.target.kind
-            )
-            return moment.backup, moment.target
-        if request.target is not None:
-            written = request.written or str(request.target)
-            self._found.target = DrillTarget(how="given", asked=written, kind=request.target.kind)
-            return backup, request.target
-        self._found.target = DrillTarget(how="latest", asked="latest", kind="latest")
-        return backup, latest
-
-    def _before_newest(self) -> str:
-        """The backup that a restore falls back on where the newest is damaged."""
-        manifests = list(self._opened[0].catalog.read_all(self._cluster.name))
-        if len(manifests) < 2:
-            raise NotFoundError(
-                f"cluster {self._cluster.name} has no backup before the newest, so that nothing is left when that is damaged",
-                hint="keep more than one: pgkeep backup --full",
-            )
-        newest, before = manifests[-1], manifests[-2]
-        with self._runbook.step(
-            f"The newest backup, {newest.id}, is taken for damaged: pass it over", "pgkeep verify latest"
-        ):
-            self._note(f"backup {newest.id} was passed over, as if it were damaged")
-        return before.id
-
-    def _find_plan(
-        self, place: DrillPlace, wanted: tuple[str | None, RecoveryTarget | None], *, own: bool
-    ) -> tuple[RestorePlan, Repository]:
-        """``own``: the target is a moment that the drill has made itself, whose WAL is still on its way."""
-        backup, target = wanted
-        drill = self._cluster.drill
-        request = RestoreRequest(
-            cluster=self._cluster.name,
-            backup=backup,
-            recovery=target,
-            target=str(place.data),
-            settings=copy_settings(drill.port, drill.settings),
-            start=True,
-            jobs=self._found.jobs,
-            spool=None if self._runbook.alone else str(self._cluster.spool),
-            prefetch=self._cluster.wal.prefetch,
-            sockets=str(place.sockets),
-        )
-        deadline = time.monotonic() + drill.wal_wait
-        self._progress.phase("planning")
-        with self._runbook.step("Find the backup and the moment to go back to", "pgkeep list --window"):
-            while True:
-                try:
-                    plan, repository = nearest(self._opened, lambda each: _plan_apart(request, each, place), self._note)
-                    break
-                except UnreachableTarget as error:
-                    if not own:
-                        raise
-                    if time.monotonic() > deadline:
-                        raise RecoveryError(
-                            f"the WAL of a moment that the drill has just made did not come into the repository within"
-                            f" {format_duration(drill.wal_wait)}: {error}",
-                            hint="pgkeep wal status says what brings the WAL, and why it is late",
-                        ) from None
-                    time.sleep(_POLL)
-        assert self._found.target is not None
-        self._found.target = resolved(self._found.target, plan.recovery)
-        self._found.notes += plan.notes
-        return plan, repository
-
-    def _refuse_older_timeline(self, plan: RestorePlan, repository: Repository) -> None:
-        """The latest is not what is latest on a timeline that the cluster has left."""
-        target, timeline = plan.recovery.target, plan.recovery.path.timeline
-        if target.kind != "latest" or target.timeline is not None:
-            return
-        overview = self._window(repository)
-        known, newest = overview.inventory, overview.inventory.newest_timeline
-        now = None if self._runbook.alone else timeline_now(self._cluster.dsn, plan.manifest.system_identifier)
-        if timeline >= max(newest, now or 0):
-            return
-        if now is not None and now > newest:
-            message = f"the cluster is on timeline {now}, and the repository has nothing of it: a recovery ends on timeline {timeline}"
-            hint: str | None = "pgkeep wal status says what brings the WAL"
-        elif not known.has_history(newest):
-            message = f"timeline {newest} cannot be reached, since its history file is missing: a recovery ends on timeline {timeline}"
-            hint = orphan_remedy(newest)
-        else:
-            message = f"timeline {newest} cannot be reached from any backup: a recovery ends on timeline {timeline}"
-            hint = "pgkeep backup takes one on it"
-        raise NotFoundError(message, hint=hint)
-
-    def _window(self, repository: Repository) -> Overview:
-        if self._overview is None:
-            stamps = [] if self._runbook.alone else receiver_stamps(Path(self._cluster.spool))
-            self._overview = window_of(repository, self._cluster.name, stamps)
-        return self._overview
-
-    def _predict(self, plan: RestorePlan, repository: Repository) -> None:
-        """What a restore like this one should take, by what earlier drills measured."""
-        manifest = plan.manifest
-        records = read_drills(repository, self._cluster.name, self._note).records
-        measured = measured_restores(records, self._name_of(repository))
-        work = Work(manifest.logical_size, manifest.stored_size, plan.recovery.wal_bytes)
-        self._found.prediction = RtoModel(measured).predict(work) if measured else None
-
     # Recovery, and what came of it
 
     @contextmanager
     def _recovering(self, plan: RestorePlan, repository: Repository) -> Iterator[Recovered]:
-        repositories = repository.repositories if isinstance(repository, SeveralRepositories) else [repository]
         began, ended = time.monotonic(), None
         try:
-            with recovered_server(plan, repositories, self._progress) as recovered:
+            with recovered_server(plan, [repository], self._progress) as recovered:
                 seconds = recovered.seconds
                 self._found.phases += [
                     Phase(name="start", seconds=recovered.starting),
@@ -454,72 +318,51 @@ class _Drill:
 
     # What stays
 
-    @property
-    def _repository(self) -> Repository | None:
-        """The one that was read from, or would have been."""
-        return self._read_from or (self._opened[0] if self._opened else None)
-
     def _record(self, failure: PgkeepError | None) -> DrillRecord:
-        repository, found = self._repository, self._found
-        name = self._sources[0].name if repository is None else self._name_of(repository)
-        found.rpo = self._rpo(repository)
+        found = self._found
+        found.rpo = None if self._planner is None else self._planner.rpo()
         found.system_identifier = self._system_identifier()
-        return found.record(self._request, self._cluster, name, self._runbook.steps, failure)
-
-    def _rpo(self, repository: Repository | None) -> Rpo | None:
-        """How old the newest moment was that could be recovered when the drill began."""
-        if repository is None:
-            return None
-        try:
-            windows = self._window(repository).windows
-        except PgkeepError:
-            return None
-        newest = max((window.end_time for window in windows), default=None)
-        if newest is None:
-            return None
-        seconds = max((self._found.started - newest).total_seconds(), 0.0)
-        return Rpo(seconds=seconds, objective=self._cluster.objectives.rpo, newest=newest)
+        return found.record(self._request, self._cluster, self._source.name, self._runbook.steps, failure)
 
     def _system_identifier(self) -> int:
         """The cluster's, as far as anybody knows; 0 where nobody does."""
         if self._found.plan is not None:
             return self._found.plan.manifest.system_identifier
-        for repository in self._opened:
-            try:
-                return repository.catalog.find("latest", self._cluster.name).system_identifier
-            except PgkeepError:
-                known = repository.clusters()
-                if len(known) == 1:
-                    return known[0]
-        return 0
+        if self._repository is None:
+            return 0
+        try:
+            return self._repository.catalog.find("latest", self._cluster.name).system_identifier
+        except PgkeepError:
+            known = self._repository.clusters()
+            return known[0] if len(known) == 1 else 0
 
     def _remember(self, record: DrillRecord) -> DrillRecord:
-        first = self._repository
-        try:
-            if first is None or record.system_identifier == 0:
-                raise NotFoundError("no repository could be opened that knows the cluster")
-            remember(first, record)
-        except PgkeepError as error:
-            note = f"this record is stored nowhere: {error}"
-            self._progress.note(note)
-            return msgspec.structs.replace(record, notes=[*record.notes, note])
-        return record
+        """In the repository that it is about; a failed one in another, where that cannot be written."""
+        failures = []
+        # a backup that came back from here is not proven elsewhere
+        for source in [self._source, *([] if record.passed else self._others)]:
+            try:
+                repository = self._repository if source is self._source else source.open()
+                if repository is None:
+                    continue
+                if record.system_identifier == 0:
+                    record = msgspec.structs.replace(record, system_identifier=self._identity_in(repository))
+                remember(repository, record)
+                return record
+            except PgkeepError as error:
+                failures.append(str(error))
+        note = f"this record is stored nowhere: {'; '.join(failures) or 'no repository could be opened'}"
+        self._progress.note(note)
+        return msgspec.structs.replace(record, notes=[*record.notes, note])
 
-    def _name_of(self, repository: Repository) -> str:
-        return self._names.get(repository.store.url, repository.store.url)
+    def _identity_in(self, repository: Repository) -> int:
+        return repository.catalog.find("latest", self._cluster.name).system_identifier
 
 
-def _plan_apart(request: RestoreRequest, repository: Repository, place: DrillPlace) -> RestorePlan:
-    """Every tablespace goes below the drill's own directory."""
-    manifest, _ = choose_backup(request, repository)
-    apart = {os.fsdecode(each.location): str(place.tablespace(each.oid)) for each in manifest.tablespaces}
-    return make_plan(msgspec.structs.replace(request, tablespaces=apart), repository)
-
-
-def _left_over(request: DrillRequest, cluster: Cluster, sources: Sequence[Source]) -> list[Source]:
-    """The repositories that there are in this exercise."""
+def _subject(request: DrillRequest, cluster: Cluster, sources: Sequence[Source]) -> tuple[Source, list[Source]]:
+    """The repository that is proven, and the others, which may keep the record where it cannot."""
     if request.scenario != "region-lost":
-        return list(sources)
+        return sources[0], list(sources[1:])
     wanted = cluster.drill.offsite or sources[-1].name
     left = [source for source in sources if source.name == wanted]
     if not left:
@@ -527,12 +370,5 @@ def _left_over(request: DrillRequest, cluster: Cluster, sources: Sequence[Source
             f"drill.offsite names {wanted!r}, which is no repository of cluster {cluster.name}",
             hint=f"name one of {', '.join(source.name for source in sources)}",
         )
-    return left
-
-
-def _option(target: RecoveryTarget) -> str:
-    """The target as a restore is told it."""
-    words = {"time": "--to", "lsn": "--to-lsn", "xid": "--to-xid", "name": "--to-name"}
-    if target.kind not in words:
-        return f"--{target.kind}"
-    return f"{words[target.kind]} '{target.value}'" + (" --exclusive" if target.exclusive else "")
+    # the others are gone in this exercise
+    return left[0], []
