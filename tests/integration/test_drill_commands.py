@@ -96,3 +96,19 @@ def test_options_that_make_no_sense_are_refused(drilled: MakeDrilled) -> None:
     for words in (("--standby", "--latest"), ("--full", "history"), ("--to", "now-ish")):
         code, error = run_json(config, "drill", *words)
         assert (code, error["error"]["name"]) == (2, "UsageError"), words
+
+
+def test_drills_that_are_due_are_done_once(drilled: MakeDrilled) -> None:
+    config = write_config(drilled(), 'every = "7d"\n[[cluster.test.drill.plan]]\nname = "monthly"\nevery = "30d"\n')
+    code, done = run_json(config, "drill", "--due")
+    assert (code, [record["plan"] for record in done["drills"]]) == (0, ["monthly"])
+    code, text = run(config, "drill", "--due")
+    assert (code, text.strip()) == (0, "no drill is due")
+    code, error = run_json(config, "drill", "--plan", "yearly")
+    assert (code, error["error"]["hint"]) == (11, "it has: monthly")
+    _, status = run_json(config, "status")
+    assert {each["name"]: each["status"] for each in status["findings"]}.items() >= {
+        ("drills", "ok"),
+        ("drill plan monthly", "ok"),
+    }
+    assert run(config, "verify", "--all")[0] == 0

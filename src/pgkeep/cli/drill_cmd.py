@@ -13,13 +13,13 @@ from pgkeep.cli.drill_report_cmd import add_report_commands, language_of, write_
 from pgkeep.cli.options import Context, common_options, examples
 from pgkeep.cli.repositories import Chosen, repository_options
 from pgkeep.cli.target_options import AskedTarget, target_options
-from pgkeep.errors import PgkeepError, UsageError
+from pgkeep.errors import NotFoundError, PgkeepError, UsageError
 from pgkeep.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from pgkeep.config import Cluster, Config
     from pgkeep.drill.record import DrillRecord, Step
-    from pgkeep.drill.request import Scenario, Source
+    from pgkeep.drill.request import DrillRequest, Scenario, Source
 
 __all__ = ["command", "known_drills"]
 
@@ -60,6 +60,10 @@ _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 )
 @click.option("--jobs", type=click.IntRange(1, 256), help="Worker threads. Default: one for each processor.")
 @click.option("--keep", is_flag=True, help="Leave the copy on the disk, stopped, to be looked into.")
+@click.option("--plan", "plan_name", metavar="NAME", help="The drill that the configuration plans under this name.")
+@click.option(
+    "--due", is_flag=True, help="All drills that the configuration plans and that are due; none where none is."
+)
 @click.option("--reason", default="", metavar="TEXT", help="Why it is done, for the record.")
 @click.option("--asked-by", default="", metavar="NAME", help="Who wants it, for the record. Default: this user.")
 @click.pass_context
@@ -78,6 +82,8 @@ def command(
     exit_on: str,
     jobs: int | None,
     keep: bool,
+    plan_name: str | None,
+    due: bool,
     reason: str,
     asked_by: str,
 ) -> None:
@@ -90,7 +96,6 @@ def command(
         _refuse_options(click_context)
         return
     from pgkeep.drill.request import DrillRequest
-    from pgkeep.drill.runner import run_drill
 
     cluster = context.config().cluster(chosen.cluster)
     for option in ("--action", "--standby"):
@@ -98,8 +103,6 @@ def command(
             raise UsageError(
                 f"{option} is for restores that stay", hint="a drill's copy is promoted, checked and removed"
             )
-    if scenario == "key-from-paper":
-        _refuse_configured_key(chosen)
     request = DrillRequest(
         backup=backup,
         target=asked.target(cluster.time_zone, backup_is_named=backup is not None),
@@ -114,17 +117,83 @@ def command(
         asked_by=asked_by,
         reason=reason,
     )
-    with context.progress() as progress:
-        record = run_drill(
-            request, cluster, _sources(context, chosen), progress, on_step=lambda step: _say(context, step)
-        )
-    _show(context, record)
-    if junit is not None:
+    requests = [request]
+    if plan_name is not None or due:
+        named = [
+            *asked.options(),
+            *(
+                name
+                for name, given in (
+                    ("--backup", backup),
+                    ("--random", is_random),
+                    ("--scenario", scenario),
+                    ("--compare", compare),
+                )
+                if given
+            ),
+        ]
+        if named or (plan_name is not None and due):
+            raise UsageError(
+                "the configuration says what a planned drill does", hint=f"leave {(named or ['--due'])[0]} out"
+            )
+        requests = _planned(context, request, cluster, plan_name)
+    records = [_drill(context, chosen, cluster, each) for each in requests]
+    if junit is not None and records:
         from pgkeep.drill.report import render
 
-        write_report(junit, render(record, "junit", language=language_of(context, chosen), zone=cluster.time_zone))
-    if not record.passed and exit_on == "fail":
-        context.exit(record.exit_code)
+        write_report(junit, render(records[-1], "junit", language=language_of(context, chosen), zone=cluster.time_zone))
+    from pgkeep.drill.record import record_json
+
+    documents = [record_json(record) for record in records]
+    if not records:
+        context.output.line("no drill is due", "green")
+    context.output.document({"drills": documents} if due else documents[0])
+    failure = next((record for record in records if not record.passed), None)
+    if failure is not None and exit_on == "fail":
+        context.exit(failure.exit_code)
+
+
+def _drill(context: Context, chosen: Chosen, cluster: Cluster, request: DrillRequest) -> DrillRecord:
+    from pgkeep.drill.runner import run_drill
+
+    if request.scenario == "key-from-paper":
+        _refuse_configured_key(chosen)
+    with context.progress() as progress:
+        sources = _sources(context, chosen)
+        record = run_drill(request, cluster, sources, progress, on_step=lambda step: _say(context, step))
+    _show(context, record)
+    return record
+
+
+def _planned(context: Context, request: DrillRequest, cluster: Cluster, name: str | None) -> list[DrillRequest]:
+    """The drill of a plan, or all that are due where none is named."""
+    import msgspec
+
+    from pgkeep.drill.due import due_plans, ordinary_is_due
+    from pgkeep.units import utc_now
+
+    if name is not None:
+        plans = [plan for plan in cluster.drill.plans if plan.name == name]
+        if not plans:
+            known = ", ".join(plan.name for plan in cluster.drill.plans) or "none"
+            raise NotFoundError(f"cluster {cluster.name} has no drill plan {name!r}", hint=f"it has: {known}")
+    else:
+        drills, now = known_drills(context.config(), cluster), utc_now()
+        plans = due_plans(cluster, drills, now)
+        if not plans and ordinary_is_due(cluster, drills, now):
+            return [request]
+    return [
+        msgspec.structs.replace(
+            request,
+            plan=plan.name,
+            scenario=plan.scenario,
+            random=plan.random,
+            compare=plan.compare,
+            full=plan.full or request.full,
+            reason=request.reason or f"plan {plan.name}",
+        )
+        for plan in plans
+    ]
 
 
 def _refuse_options(click_context: click.Context) -> None:
@@ -166,7 +235,6 @@ def _say(context: Context, step: Step) -> None:
 
 
 def _show(context: Context, record: DrillRecord) -> None:
-    from pgkeep.drill.record import record_json
     from pgkeep.restore.target import format_moment
 
     output = context.output
@@ -218,7 +286,6 @@ def _show(context: Context, record: DrillRecord) -> None:
     else:
         output.line(f"the drill failed: {record.cause}", _STYLES["failed"])
         output.line(f"remedy: {record.remedy}")
-    output.document(record_json(record))
 
 
 def _read(chosen: Chosen) -> Sequence[DrillRecord]:

@@ -37,6 +37,7 @@ def command(context: Context, cluster: str | None) -> None:
     """
     from pgkeep.cli.drill_cmd import known_drills
     from pgkeep.copies.standing import judge_standings, standings
+    from pgkeep.drill.due import judge_drills
     from pgkeep.drill.predicted import forecasts
     from pgkeep.findings import first_failure
     from pgkeep.policy.objectives import backup_due, judge_objectives, rpo_now
@@ -49,8 +50,10 @@ def command(context: Context, cluster: str | None) -> None:
     findings = judge_standings(found, little=_ON_ITS_WAY)
     now = wal.server.now if wal.server is not None else utc_now()
     rpos = [rpo_now(each) for each in wal.repositories]
-    predicted = forecasts(wal, known_drills(context.config(), settings), now)
+    drills = known_drills(context.config(), settings)
+    predicted = forecasts(wal, drills, now)
     findings += judge_objectives(wal, rpos, predicted, now)
+    findings += judge_drills(settings, drills, now)
     columns = ("REPOSITORY", "BACKUPS", "NEWEST BACKUP", "WAL UP TO", "MISSING BACKUPS", "WAL BEHIND", "TIME BEHIND")
     context.output.table(columns, [_row(each) for each in found], right=("BACKUPS", "MISSING BACKUPS", "WAL BEHIND"))
     context.output.line()

@@ -18,6 +18,7 @@ __all__ = [
     "BackupSettings",
     "Cluster",
     "DrillAssertion",
+    "DrillPlan",
     "DrillSettings",
     "KeyReference",
     "Objectives",
@@ -303,12 +304,29 @@ DRILL_CHECKS: tuple[DrillCheck, ...] = (
 )  # fmt: skip
 
 
+DrillScenario = Literal[
+    "table-dropped", "bad-migration", "server-lost", "region-lost", "key-from-paper", "newest-damaged"
+]
+
+
+class DrillPlan(Settings):
+    """``[[cluster.NAME.drill.plan]]``: a drill that is to pass at least once in ``every`` seconds; its options are those of the command."""
+
+    name: Annotated[str, Field(min_length=1)]
+    every: Seconds
+    scenario: DrillScenario | None = None
+    random: bool = False
+    compare: bool = False
+    full: bool = False
+
+
 class DrillSettings(Settings):
     """``drill = { … }``: where drills restore to, and what they check.
 
     ``port`` only names the socket. ``sample_for`` is how long each check may take that can be done in part, in seconds. ``settings`` are
     the server's, for the copy. ``wal_wait`` is how long a drill waits for WAL of a moment that it has made itself. ``offsite`` is the
-    repository that is left when a region is lost; None: the last one of the cluster.
+    repository that is left when a region is lost; None: the last one of the cluster. ``every``: at least once in so many seconds any
+    drill must have passed, None for whenever; ``plans`` are drills with a rhythm of their own.
     """
 
     directory: AbsolutePath | None = None
@@ -320,6 +338,8 @@ class DrillSettings(Settings):
     wal_wait: Seconds = 120.0
     compare: bool = False
     offsite: str | None = None
+    every: Seconds | None = None
+    plans: Annotated[tuple[DrillPlan, ...], BeforeValidator(_as_tuple), Field(alias="plan")] = ()
     assertions: Annotated[tuple[DrillAssertion, ...], BeforeValidator(_as_tuple), Field(alias="assert")] = ()
 
 

@@ -82,6 +82,7 @@ class Findings:
             asked_by=request.asked_by or _asker(),
             reason=request.reason,
             scenario=None if request.scenario is None else request.scenario.replace("-", " "),
+            plan=request.plan,
             seed=self.seed,
             backup="" if manifest is None else manifest.id,
             backup_kind="" if manifest is None else manifest.kind,

@@ -184,6 +184,8 @@ class DrillRecord(msgspec.Struct, frozen=True, kw_only=True):
     asked_by: str
     reason: str = ""
     scenario: str | None = None
+    plan: str | None = None
+    """The plan of the configuration that it was done for."""
     seed: int | None = None
     backup: str = ""
     backup_kind: str = ""

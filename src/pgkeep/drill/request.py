@@ -30,6 +30,7 @@ class DrillRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``random``: a moment of the recovery window instead, chosen by ``seed`` (None: one is made up, and recorded). ``full``: checks that can be
     done in part are done in whole. ``keep`` leaves the restored directory. ``compare``: hold it against the live cluster, at one LSN.
+    ``plan`` is the plan of the configuration that it is done for.
     """
 
     backup: str | None = None
@@ -42,6 +43,7 @@ class DrillRequest(msgspec.Struct, frozen=True, kw_only=True):
     keep: bool = False
     compare: bool = False
     jobs: int | None = None
+    plan: str | None = None
     asked_by: str = ""
     reason: str = ""
 
