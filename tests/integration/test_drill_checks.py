@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from pgkeep.drill.checking import timed
 from pgkeep.drill.checks.amcheck import check_amcheck
 from pgkeep.drill.checks.checksums import check_checksums
@@ -111,17 +109,3 @@ def test_a_page_whose_checksum_is_wrong_is_named(make_server: MakeServer) -> Non
     assert found.detail == f"the checksum of block 3 of {path} is wrong"
     part = check_checksums(server.data_directory, budget=0.0, seed=1, jobs=1)
     assert 0 < part.sampled < 1
-
-
-@pytest.mark.parametrize("major", [15, 18])
-def test_every_majors_sessions_are_shut_against_what_acts_by_itself(make_server: MakeServer, major: int) -> None:
-    server = make_server(major)
-    if major >= 17:
-        sql(
-            server.dsn(),
-            "CREATE FUNCTION no() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'an event trigger acted'; END $$;"
-            "CREATE EVENT TRIGGER no ON login EXECUTE FUNCTION no(); ALTER EVENT TRIGGER no ENABLE ALWAYS",
-        )
-    copy = Copy(server.dsn(), server.data_directory, server.binaries, ["postgres"], jobs=1, seed=1, budget=None)
-    with copy.connect("postgres") as connection:
-        assert connection.execute("SHOW row_security").fetchone() == ("off",)

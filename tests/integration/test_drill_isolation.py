@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from support.drill_fixtures import MakeDrilled, drilled, templates
 from support.drills import check_of
-from support.jobs import server_place
+from support.jobs import backup, server_place
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,8 +43,14 @@ def test_nothing_of_the_copy_reaches_beyond_it(drilled: MakeDrilled) -> None:
     )
     cluster.sql("ALTER SUBSCRIPTION s ENABLE")
     cluster.sql("SELECT pg_create_physical_replication_slot('held', true)")
+    cluster.sql(
+        "CREATE FUNCTION no() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'a trigger acted'; END $$;"
+        "CREATE EVENT TRIGGER no ON login EXECUTE FUNCTION no(); ALTER EVENT TRIGGER no ENABLE ALWAYS"
+    )
+    quiet = cluster.server.dsn(options="-c event_triggers=off")
+    cluster.settings = cluster.settings.model_copy(update={"dsn": quiet})
     point_at_the_source(cluster, trap)
-    cluster.back_up()
+    backup(quiet, cluster.repository)
     before = sorted(path.name for path in apart.rglob("*"))
     record = cluster.drill(
         settings={

@@ -6,14 +6,14 @@ that act by themselves, no event triggers at a login, no foreign-data wrapper th
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from psycopg import sql
 
 from pgkeep.drill.session import Copy
-from pgkeep.postgres.recovery_settings import parse_settings, rewrite_settings
+from pgkeep.postgres.account import run_as, server_account
+from pgkeep.postgres.binaries import ServerBinaries
+from pgkeep.postgres.recovery_settings import rewrite_settings
 
 __all__ = ["copy_settings", "cut_off", "silence_libraries"]
 
@@ -22,46 +22,42 @@ _ACTING = frozenset(
 )
 """Libraries whose background workers do things by themselves: run jobs, call other hosts, replicate."""
 
+_LOGIN_TRIGGERS = 17
+"""The version that brought event triggers at a login, and the setting that turns them off."""
+
+_PRELOAD = "shared_preload_libraries"
 _WRAPPERS = "SELECT fdwname FROM pg_foreign_data_wrapper WHERE fdwhandler <> 0 ORDER BY fdwname"
 
 
-def copy_settings(port: int, given: dict[str, str]) -> dict[str, str]:
+def copy_settings(port: int, major: int, given: dict[str, str]) -> dict[str, str]:
     """Settings of the copy. ``given`` are the operator's, and do not override what keeps it apart."""
-    return {
-        **given,
+    apart = {
         "port": str(port),
         # what is found must be what came back
         "autovacuum": "off",
         "restart_after_crash": "off",
     }
+    if major >= _LOGIN_TRIGGERS:
+        apart["event_triggers"] = "off"
+    return {**given, **apart}
 
 
-def silence_libraries(data_directory: Path) -> list[str]:
+def silence_libraries(data_directory: Path, binaries: ServerBinaries) -> list[str]:
     """Take libraries out of ``shared_preload_libraries`` that act by themselves; returns a note where there were any."""
-    auto = data_directory / "postgresql.auto.conf"
-    value = ""
-    for path in (data_directory / "postgresql.conf", auto):
-        text = path.read_text("utf-8", errors="surrogateescape")
-        value = next((line.value for line in reversed(list(parse_settings(text))) if line.name == _PRELOAD), value)
-    libraries = [name.strip().strip('"') for name in value.split(",") if name.strip()]
+    words: list[str | Path] = ["-D", data_directory, f"--data_directory={data_directory}", "-C", _PRELOAD]
+    answer = run_as(server_account(), [binaries.path("postgres"), *words])
+    # where that fails, the server will not start either, and say why
+    libraries = [name.strip().strip('"') for name in answer.stdout.split(",") if name.strip()]
     acting = [name for name in libraries if Path(name).name.removesuffix(".so") in _ACTING]
     if not acting:
         return []
-    kept = ", ".join(_quoted(name for name in libraries if name not in acting))
+    kept = ", ".join(f'"{name}"' for name in libraries if name not in acting)
+    auto = data_directory / "postgresql.auto.conf"
     text = auto.read_text("utf-8", errors="surrogateescape")
     rewritten = rewrite_settings(text, remove=(), add={_PRELOAD: kept}, comment="written by pgkeep drill")
-    owner = auto.stat()
+    # in place, so that it stays the server's
     auto.write_text(rewritten, "utf-8", errors="surrogateescape")
-    if os.geteuid() == 0:
-        os.chown(auto, owner.st_uid, owner.st_gid)
     return [f"not loaded in the copy, since they act by themselves: {', '.join(acting)}"]
-
-
-_PRELOAD = "shared_preload_libraries"
-
-
-def _quoted(names: Iterable[str]) -> list[str]:
-    return [f'"{name}"' for name in names]
 
 
 def cut_off(copy: Copy) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from pgkeep.config import Cluster
+from pgkeep.config import Cluster, DrillSettings
 from pgkeep.drill.findings import Findings
 from pgkeep.drill.fingerprint import SourceFingerprints
 from pgkeep.drill.incident import Incident
@@ -144,7 +144,6 @@ class Planner:
             backup=backup,
             recovery=target,
             target=str(place.data),
-            settings=copy_settings(drill.port, drill.settings),
             start=True,
             jobs=self._found.jobs,
             spool=None if self._runbook.alone else str(self._cluster.spool),
@@ -158,7 +157,7 @@ class Planner:
                 # to wait for WAL is no part of a restore
                 began = time.monotonic()
                 try:
-                    plan = _plan_apart(request, self._repository, place)
+                    plan = _plan_apart(request, self._repository, place, drill)
                     break
                 except UnreachableTarget as error:
                     if not own:
@@ -212,11 +211,14 @@ class Planner:
         self._found.prediction = RtoModel(measured).predict(work) if measured else None
 
 
-def _plan_apart(request: RestoreRequest, repository: Repository, place: DrillPlace) -> RestorePlan:
-    """Every tablespace goes below the drill's own directory."""
+def _plan_apart(
+    request: RestoreRequest, repository: Repository, place: DrillPlace, drill: DrillSettings
+) -> RestorePlan:
+    """Every tablespace goes below the drill's own directory, and the settings keep the copy to itself."""
     manifest, _ = choose_backup(request, repository)
+    settings = copy_settings(drill.port, manifest.server_version // 10000, drill.settings)
     apart = {os.fsdecode(each.location): str(place.tablespace(each.oid)) for each in manifest.tablespaces}
-    return make_plan(msgspec.structs.replace(request, tablespaces=apart), repository)
+    return make_plan(msgspec.structs.replace(request, tablespaces=apart, settings=settings), repository)
 
 
 def option_of(target: RecoveryTarget) -> str:

@@ -210,7 +210,7 @@ class _Drill:
         with self._runbook.step(f"Restore {chosen}, and recover to {plan.recovery.target}", command):
             with self._phase("write", plan.manifest.logical_size):
                 write_backup(plan, repository, self._progress, RestoreOutcome(plan))
-            for note in silence_libraries(plan.target):
+            for note in silence_libraries(plan.target, find_binaries(plan.major)):
                 self._note(note)
             stack = ExitStack()
             recovered = stack.enter_context(self._recovering(plan, repository))

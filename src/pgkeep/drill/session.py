@@ -53,10 +53,8 @@ class Copy:
         return make_conninfo(self.dsn, dbname=database)
 
     def connect(self, database: str) -> Connection:
-        """A session, in autocommit, in which nothing of the cluster's own acts: no event triggers, no row security."""
+        """A session, in autocommit, which sees every row, and waits for no lock for ever."""
         options = f"-c row_security=off -c lock_timeout={_LOCK_TIMEOUT} -c default_transaction_read_only=off"
-        if self.major >= 17:
-            options += " -c event_triggers=off"
         connection = connect_sql(
             make_conninfo(self.dsn, dbname=database, options=options, application_name="pgkeep drill")
         )

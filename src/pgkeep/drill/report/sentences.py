@@ -43,6 +43,40 @@ SENTENCES = {
     ),
     "a transaction was still open some seconds after the moment": "비교 시점에서 몇 초가 지난 뒤에도 열려 있는 트랜잭션이 있었습니다",
     "table {table} was left out: {reason}": "테이블 {table} 제외: {reason}",
+    # the checks
+    "assertion {name} failed: {detail}": "SQL 검증 {name} 실패: {detail}",
+    "the query returned {value}, expected {expected}": "쿼리 결과가 {value}이나 기대한 값은 {expected}입니다",
+    "the query returned no row, expected some": "쿼리 결과로 행이 있어야 하나 없습니다",
+    "the query returned no row, expected {expected}": "쿼리 결과로 행이 없으나 기대한 값은 {expected}입니다",
+    "the query failed in database {database}: {reason}": "데이터베이스 {database}에서 쿼리가 실패하였습니다: {reason}",
+    "{count} tables in {databases} databases, {rows} rows": "데이터베이스 {databases}개의 테이블 {count}개, 행 {rows}개",
+    "table {table} of database {database} cannot be read: {reason}": (
+        "데이터베이스 {database}의 테이블 {table}을(를) 읽을 수 없습니다: {reason}"
+    ),
+    "{count} sequences are ahead of their columns": "시퀀스 {count}개가 모두 해당 열의 값보다 앞서 있습니다",
+    "sequence {sequence} stands at {last}, behind {column}, which has {farthest}": (
+        "시퀀스 {sequence}의 값은 {last}이나 열 {column}에는 {farthest}이(가) 있습니다"
+    ),
+    "{extensions} extensions in {databases} databases, their {libraries} libraries load": (
+        "데이터베이스 {databases}개의 확장 {extensions}개, 라이브러리 {libraries}개를 불러올 수 있습니다"
+    ),
+    "the visibility map of table {table} of database {database} is stale: {reason}": (
+        "데이터베이스 {database}의 테이블 {table}의 가시성 맵이 실제와 다릅니다: {reason}"
+    ),
+    "the checksum of block {block} of {path} is wrong": "{path}의 블록 {block}의 체크섬이 맞지 않습니다",
+    "the cluster's pages carry no checksums": "클러스터의 페이지에 체크섬이 없습니다",
+    "{tables} tables with {rows} rows are the same at {lsn}": "{lsn}에서 테이블 {tables}개, 행 {rows}개가 일치합니다",
+    "the copy differs from the live cluster at {lsn}: {tables}": "{lsn}에서 복구본이 운영 클러스터와 다릅니다: {tables}",
+    # how far it came
+    "recovery ended at {reached}, short of its target at {stop} on timeline {timeline}": (
+        "복구가 {reached}에서 끝나 타임라인 {timeline}의 목표 {stop}에 도달하지 못하였습니다"
+    ),
+    "timeline {newest} cannot be reached, since its history file is missing: a recovery ends on timeline {timeline}": (
+        "타임라인 {newest}의 히스토리 파일이 없어 도달할 수 없습니다: 복구는 타임라인 {timeline}에서 끝납니다"
+    ),
+    "the cluster is on timeline {now}, and the repository has nothing of it: a recovery ends on timeline {timeline}": (
+        "클러스터는 타임라인 {now}에 있으나 저장소에는 그 내용이 없습니다: 복구는 타임라인 {timeline}에서 끝납니다"
+    ),
 }
 """English pattern -> Korean pattern."""
 
