@@ -235,6 +235,8 @@ def _say(context: Context, step: Step) -> None:
 
 
 def _show(context: Context, record: DrillRecord) -> None:
+    from pgkeep.drill.report.facts import target_line
+    from pgkeep.drill.report.wording import Wording
     from pgkeep.restore.target import format_moment
 
     output = context.output
@@ -254,13 +256,7 @@ def _show(context: Context, record: DrillRecord) -> None:
     if record.backup:
         fields.append(("backup", record.backup))
     if record.target is not None:
-        moment = "" if record.target.time is None else f" ({format_moment(record.target.time)})"
-        fields.append(
-            (
-                "target",
-                f"{record.target.asked}: {record.target.kind} {record.target.value or record.target.lsn}{moment}",
-            )
-        )
+        fields.append(("target", f"{record.target.asked}: {target_line(record.target, Wording('en'))}"))
     if record.target is not None and record.target.how == "random":
         fields.append(("seed", str(record.seed)))
     if record.reached is not None:
@@ -269,8 +265,10 @@ def _show(context: Context, record: DrillRecord) -> None:
         predicted = "" if record.rto.predicted is None else f", predicted {format_duration(record.rto.predicted)}"
         most = "" if record.rto.objective is None else f" of at most {format_duration(record.rto.objective)}"
         fields.append(("restore time", f"{format_duration(record.rto.measured)}{most}{predicted}"))
-    if record.rpo is not None:
-        fields.append(("loss", f"{format_duration(record.rpo.seconds)} before the drill began is the newest moment"))
+    if record.rpo is not None and record.rpo.newest is not None:
+        most = "" if record.rpo.objective is None else f" of at most {format_duration(record.rpo.objective)}"
+        newest = f"the newest moment was {format_moment(record.rpo.newest)}"
+        fields.append(("loss", f"{format_duration(record.rpo.seconds)}{most}: {newest}"))
     fields += [
         (
             "phase " + phase.name,

@@ -98,7 +98,7 @@ class Findings:
             wal_bytes=0 if plan is None else plan.recovery.wal_bytes,
             wal_waited=0.0 if recovered is None else recovered.waited,
             jobs=self.jobs,
-            phases=self.phases,
+            phases=_merged(self.phases),
             checks=self.checks,
             comparison=self.comparison,
             rpo=self.rpo,
@@ -119,6 +119,17 @@ class Findings:
         return Rto(
             measured=self.rto, predicted=predicted.seconds, low=predicted.low, high=predicted.high, objective=objective
         )
+
+
+def _merged(phases: Sequence[Phase]) -> list[Phase]:
+    """One for each name: what is done in several goes, as checks of a running and of a stopped server, took so long in all."""
+    merged: dict[str, Phase] = {}
+    for phase in phases:
+        before = merged.get(phase.name, Phase(name=phase.name, seconds=0.0))
+        merged[phase.name] = Phase(
+            name=phase.name, seconds=before.seconds + phase.seconds, bytes=before.bytes + phase.bytes
+        )
+    return list(merged.values())
 
 
 def _asker() -> str:

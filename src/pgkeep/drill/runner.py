@@ -94,7 +94,6 @@ class _Drill:
         seed = request.seed if request.seed is not None else new_seed()
         self._found = Findings(seed, request.jobs or cluster.drill.jobs or os.cpu_count() or 1)
         self._repository: Repository | None = None
-        self._planner: Planner | None = None
 
     def run(self) -> DrillRecord:
         failure: PgkeepError | None = None
@@ -144,7 +143,7 @@ class _Drill:
 
     def _prove(self, repository: Repository) -> None:
         cluster = self._cluster
-        self._planner = Planner(
+        planner = Planner(
             self._request,
             cluster,
             repository,
@@ -154,6 +153,8 @@ class _Drill:
             self._progress,
             self._note,
         )
+        # before the drill writes anything itself
+        self._found.rpo = planner.rpo()
         with ExitStack() as stack:
             incident = self._stage(stack)
             fingerprints = self._begin_comparison()
@@ -164,7 +165,7 @@ class _Drill:
                     directory, self._found.id, cluster.name, keep=self._request.keep, note=self._note
                 ) as place:
                     try:
-                        self._restore(self._planner, repository, place, incident, fingerprints)
+                        self._restore(planner, repository, place, incident, fingerprints)
                     finally:
                         began = time.monotonic()
             finally:
@@ -320,7 +321,6 @@ class _Drill:
 
     def _record(self, failure: PgkeepError | None) -> DrillRecord:
         found = self._found
-        found.rpo = None if self._planner is None else self._planner.rpo()
         found.system_identifier = self._system_identifier()
         return found.record(self._request, self._cluster, self._source.name, self._runbook.steps, failure)
 

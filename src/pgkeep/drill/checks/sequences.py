@@ -53,7 +53,8 @@ def check_sequences(copy: Copy) -> Check:
             "if it is so on the source too, set it there: SELECT setval('SEQUENCE', (SELECT max(COLUMN) FROM TABLE))"
         )
         return failed("sequences", problems, remedy, len(jobs), "sequences")
-    return passed("sequences", f"{len(jobs):,} sequences are ahead of their columns", len(jobs), "sequences")
+    detail = f"{len(jobs):,} sequences are ahead of their columns" if jobs else "no sequence feeds a column"
+    return passed("sequences", detail, len(jobs), "sequences")
 
 
 def _look(connection: Connection, fed: _Fed) -> str | None:

@@ -53,6 +53,7 @@ SENTENCES = {
     "table {table} of database {database} cannot be read: {reason}": (
         "데이터베이스 {database}의 테이블 {table}을(를) 읽을 수 없습니다: {reason}"
     ),
+    "no sequence feeds a column": "열에 값을 공급하는 시퀀스가 없습니다",
     "{count} sequences are ahead of their columns": "시퀀스 {count}개가 모두 해당 열의 값보다 앞서 있습니다",
     "sequence {sequence} stands at {last}, behind {column}, which has {farthest}": (
         "시퀀스 {sequence}의 값은 {last}이나 열 {column}에는 {farthest}이(가) 있습니다"
