@@ -19,6 +19,7 @@ __all__ = [
     "Cluster",
     "DrillAssertion",
     "DrillPlan",
+    "DrillScenario",
     "DrillSettings",
     "KeyReference",
     "Objectives",

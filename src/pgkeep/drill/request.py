@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias, get_args
 
 import msgspec
 
+from pgkeep.config import DrillScenario
 from pgkeep.drill.record import Step
 from pgkeep.repository import Repository
 from pgkeep.restore.target import RecoveryTarget
 
 __all__ = ["SCENARIOS", "DrillRequest", "OnStep", "Scenario", "Source"]
 
-Scenario = Literal[
-    "table-dropped", "bad-migration", "server-lost", "region-lost", "key-from-paper", "newest-damaged"
-]  # fmt: skip
-SCENARIOS: tuple[Scenario, ...] = (
-    "table-dropped", "bad-migration", "server-lost", "region-lost", "key-from-paper", "newest-damaged",
-)  # fmt: skip
+Scenario: TypeAlias = DrillScenario
+SCENARIOS: tuple[Scenario, ...] = get_args(DrillScenario)
 
 OnStep: TypeAlias = Callable[[Step], None]
 """Is told of a step of the runbook before it is done."""

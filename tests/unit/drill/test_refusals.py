@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from pgkeep.cli import drill_cmd
 from pgkeep.config import Cluster
 from pgkeep.drill.checking import checked_nothing, failure_of
 from pgkeep.drill.places import refuse_source
 from pgkeep.drill.record import Check
-from pgkeep.drill.request import DrillRequest
+from pgkeep.drill.request import SCENARIOS, DrillRequest
 from pgkeep.drill.runner import run_drill
 from pgkeep.errors import ConfigError, DamageError, ProofError, RecoveryError, UsageError
 from pgkeep.repository import Repository, open_store
@@ -106,3 +107,7 @@ def test_the_first_failed_check_is_the_cause(kind: str, error: type[Exception]) 
     failure = failure_of([check("tables"), check(kind, "failed", detail="it is wrong"), check("assertion", "failed")])
     assert type(failure) is error
     assert str(failure) == "it is wrong"
+
+
+def test_the_command_knows_every_scenario() -> None:
+    assert drill_cmd._SCENARIOS == SCENARIOS
