@@ -91,7 +91,7 @@ class Drilled:
 
     def with_settings(self, **drill: Any) -> Cluster:
         """The cluster with other settings of its drills."""
-        plain = self.settings.model_dump(by_alias=True)
+        plain = self.settings.model_dump()
         return Cluster.model_validate({**plain, "drill": {**plain["drill"], **drill}})
 
     def objects(self, below: str) -> list[Path]:

@@ -181,7 +181,9 @@ def _check_dsn(value: str) -> str:
 class Settings(BaseModel):
     """A table of the file: a key that is not among the fields is a mistake."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, serialize_by_alias=True
+    )
 
 
 class RepositorySettings(Settings):
