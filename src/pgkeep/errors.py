@@ -15,6 +15,8 @@
     ├── NotFoundError     11   no such backup, cluster, file
     ├── TargetError       12   the restore target cannot be used
     ├── RecoveryError     13   the server did not start, or recovery fell short of its target
+    ├── ProofError        14   what a drill restored is not what it should be
+    ├── ObjectiveMissed   15   more would be lost, or a restore would take longer, than the objectives allow
     └── Interrupted      130   stopped by the user (143 when by SIGTERM)
 
 The same table stands in ``docs/reference/exit-codes.md``; a test holds the two together.
@@ -29,7 +31,9 @@ __all__ = [
     "Interrupted",
     "KeyFailure",
     "NotFoundError",
+    "ObjectiveMissed",
     "PgkeepError",
+    "ProofError",
     "RecoveryError",
     "RepositoryError",
     "ServerError",
@@ -144,6 +148,18 @@ class RecoveryError(PgkeepError):
     """The restored server did not start, or recovery fell short of its target."""
 
     exit_code = 13
+
+
+class ProofError(PgkeepError):
+    """What a drill restored is not what it should be, or was not checked at all."""
+
+    exit_code = 14
+
+
+class ObjectiveMissed(PgkeepError):
+    """More would be lost, or a restore would take longer, than the cluster's objectives allow."""
+
+    exit_code = 15
 
 
 class Interrupted(PgkeepError):

@@ -36,6 +36,7 @@ def test_without_synchronous_less_than_ship_every_and_two_seconds_are_lost(
 
     assert loss.acknowledged > 5
     assert loss.seconds < _SHIP_EVERY + 2
+    assert abs(loss.measured - loss.seconds) < 2, "what pgkeep says is lost, without the server, and what was"
 
 
 @pytest.mark.parametrize(("major", "kill_receiver"), [(17, False), (18, True)])
@@ -45,3 +46,4 @@ def test_with_synchronous_no_acknowledged_commit_is_lost(place: Path, major: int
 
     assert loss.acknowledged > 5
     assert loss.lost == 0
+    assert loss.measured < 2

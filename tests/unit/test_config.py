@@ -250,3 +250,43 @@ def test_a_repository_may_keep_everything_beside_the_default(tmp_path: Path) -> 
 )
 def test_a_mistake_in_the_rules_is_named_with_its_place(rules: str, complaint: str, tmp_path: Path) -> None:
     assert complaint in mistakes_in(GOOD + rules, tmp_path)
+
+
+DRILLS = """
+[cluster.auth.drill]
+sample_for = "5min"
+checks = ["tables", "amcheck"]
+settings = { shared_buffers = "1GB" }
+
+[[cluster.auth.drill.assert]]
+name = "accounts"
+query = "SELECT count(*) FROM account"
+expect = ">= 100"
+
+[[cluster.auth.drill.plan]]
+name = "monthly"
+every = "30d"
+scenario = "table-dropped"
+"""
+
+
+def test_drills_have_assertions_and_plans(tmp_path: Path) -> None:
+    cluster = parse(GOOD + DRILLS, tmp_path).cluster()
+    drill = cluster.drill
+    assert (drill.sample_for, drill.checks, drill.settings) == (300.0, ("tables", "amcheck"), {"shared_buffers": "1GB"})
+    assert [(each.name, each.expect, each.timeout) for each in drill.assertions] == [("accounts", ">= 100", 300.0)]
+    assert [(each.name, each.every, each.scenario) for each in drill.plans] == [("monthly", 2592000.0, "table-dropped")]
+    assert type(cluster).model_validate(cluster.model_dump()) == cluster
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("expect =", "expct ="), "[cluster.auth] drill.assert.0.expct is not a setting (nearest: expect;"),
+        (("sample_for", "sample_four"), "drill.sample_four is not a setting (nearest: sample_for;"),
+        (('"tables", ', '"tabels", '), "drill.checks.0"),
+        (('"table-dropped"', '"tables-dropped"'), "drill.plan.0.scenario"),
+    ],
+)
+def test_mistakes_in_the_settings_of_drills_are_told(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:
+    assert complaint in mistakes_in((GOOD + DRILLS).replace(*change), tmp_path)

@@ -13,6 +13,7 @@ from pgkeep.units import parse_size
 
 if TYPE_CHECKING:
     from pgkeep.backup import Stored
+    from pgkeep.config import Cluster
     from pgkeep.repository.manifests import Manifest
 
 __all__ = ["command"]
@@ -39,6 +40,7 @@ class SizeType(click.ParamType[int]):
         "pgkeep backup --full --label before-migration",
         "pgkeep backup --mode local --jobs 4 --nice 10",
         "pgkeep backup --rate 50MB --jobs 1",
+        "pgkeep backup --if-due",
     ),
 )
 @common_options
@@ -61,6 +63,11 @@ class SizeType(click.ParamType[int]):
     show_default=True,
     help="Begin at once with a checkpoint, or wait for a gentle one.",
 )
+@click.option(
+    "--if-due",
+    is_flag=True,
+    help="Only where a restore would else take longer than objectives.rto by the time that the backup is there.",
+)
 def command(
     context: Context,
     cluster: str | None,
@@ -71,6 +78,7 @@ def command(
     rate: int | None,
     nice: int | None,
     checkpoint: str,
+    if_due: bool,
 ) -> None:
     """Take a backup, complete with the WAL it needs.
 
@@ -84,6 +92,8 @@ def command(
 
     config = context.config()
     settings = config.cluster(cluster)
+    if if_due and not _is_due(context, settings):
+        return
     directory = settings.server.data_directory
     request = BackupRequest(
         cluster=settings.name,
@@ -170,3 +180,24 @@ def _report_damage(context: Context, manifest: Manifest) -> None:
         f"the backup is stored, but {', and '.join(described)}",
         hint=f"pgkeep show {manifest.id} lists them; look after the server's disk before anything else",
     )
+
+
+def _is_due(context: Context, settings: Cluster) -> bool:
+    """Whether the objectives ask for a backup now; says so, or when they will."""
+    from pgkeep.cli.drill_cmd import known_drills
+    from pgkeep.drill.predicted import forecasts
+    from pgkeep.policy.objectives import backup_due
+    from pgkeep.units import utc_now
+    from pgkeep.wal.status import read_wal_status
+
+    status = read_wal_status(context.config(), settings)
+    now = status.server.now if status.server is not None else utc_now()
+    found = backup_due(status, forecasts(status, known_drills(context.config(), settings), now), now)
+    if found.due:
+        context.output.line(f"a backup is due: {found.reason}")
+        return True
+    context.output.line(f"no backup was taken: {found.reason}", "green")
+    context.output.document(
+        {"backups": [], "caught_up": [], "behind": [], "due": False, "reason": found.reason, "due_at": found.until}
+    )
+    return False

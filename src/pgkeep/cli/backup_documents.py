@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from pgkeep.drill.memory import Proven
     from pgkeep.repository.manifests import DamagedPage, Manifest
     from pgkeep.repository.pins import Pin
 
-__all__ = ["backup_document", "backup_fields", "format_lsn", "pin_text"]
+__all__ = ["backup_document", "backup_fields", "format_lsn", "pin_text", "state_of"]
 
 
 def format_lsn(lsn: int) -> str:
@@ -21,8 +22,15 @@ def format_lsn(lsn: int) -> str:
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
 
 
+def state_of(verified: datetime | None, proven: Proven | None) -> str:
+    """``taken`` < ``verified`` < ``proven``."""
+    if proven is not None:
+        return "proven"
+    return "taken" if verified is None else "verified"
+
+
 def backup_document(
-    manifest: Manifest, verified: datetime | None = None, pins: Sequence[Pin] = ()
+    manifest: Manifest, verified: datetime | None = None, proven: Proven | None = None, pins: Sequence[Pin] = ()
 ) -> dict[str, object]:
     """The keys that docs/reference/json.md promises."""
     return {
@@ -33,9 +41,10 @@ def backup_document(
         "mode": manifest.mode,
         "kind": manifest.kind,
         "parent": manifest.parent or None,
-        "state": "taken" if verified is None else "verified",
+        "state": state_of(verified, proven),
         "verified": verified,
         "pins": [{"reason": pin.reason, "until": pin.until, "pinned": pin.pinned, "by": pin.by} for pin in pins],
+        "proven": None if proven is None else {"drill": proven.drill, "time": proven.time, "target": proven.target},
         "server_version": manifest.server_version,
         "from_standby": manifest.from_standby,
         "started": manifest.started,
@@ -73,14 +82,14 @@ def pin_text(pins: Sequence[Pin]) -> str:
 
 
 def backup_fields(
-    manifest: Manifest, verified: datetime | None = None, pins: Sequence[Pin] = ()
+    manifest: Manifest, verified: datetime | None = None, proven: Proven | None = None, pins: Sequence[Pin] = ()
 ) -> list[tuple[str, str]]:
     """Names and values for people."""
     seconds = (manifest.finished - manifest.started).total_seconds()
     fields = [
         ("backup", manifest.id),
         ("cluster", f"{manifest.cluster} (system identifier {manifest.system_identifier})"),
-        ("state", "taken, not verified yet" if verified is None else f"verified {format_time(verified)}"),
+        ("state", _state(verified, proven)),
         ("label", manifest.label),
         ("server", _server(manifest)),
         ("kind", _kind(manifest)),
@@ -103,6 +112,12 @@ def backup_fields(
     fields += [("pinned", f"{pin_text([pin])} (by {pin.by})") for pin in pins]
     fields += [("note", note) for note in manifest.notes]
     return fields
+
+
+def _state(verified: datetime | None, proven: Proven | None) -> str:
+    words = [f"proven {format_time(proven.time)} by drill {proven.drill}, to {proven.target}"] if proven else []
+    words += [f"verified {format_time(verified)}"] if verified else []
+    return ", ".join(words) or "taken, not verified yet"
 
 
 def _kind(manifest: Manifest) -> str:

@@ -44,11 +44,12 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
     if window or restore_points:
         _show_reachable(context, chosen, window=window)
         return
-    from pgkeep.cli.backup_documents import backup_document, format_lsn, pin_text
+    from pgkeep.cli.backup_documents import backup_document, format_lsn, pin_text, state_of
+    from pgkeep.drill.memory import proven_backups
     from pgkeep.verify import VerifyMemory
 
     repository = chosen.open()
-    memory = VerifyMemory(repository.store, repository, objects=False)
+    memory, proven = VerifyMemory(repository.store, repository, objects=False), proven_backups(repository)
     manifests = list(repository.catalog.read_all(chosen.cluster, directories=False))
     pins = repository.pins.in_force(utc_now(), {manifest.system_identifier for manifest in manifests})
     rows = [
@@ -56,7 +57,7 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
             manifest.id,
             manifest.cluster,
             manifest.kind,
-            "verified" if manifest.id in memory.backups else "taken",
+            state_of(memory.backups.get(manifest.id), proven.get(manifest.id)),
             format_time(manifest.started),
             format_duration((manifest.finished - manifest.started).total_seconds()),
             format_size(manifest.logical_size),
@@ -81,7 +82,9 @@ def command(context: Context, chosen: Chosen, window: bool, restore_points: bool
         {
             "repository": repository.store.url,
             "backups": [
-                backup_document(manifest, memory.backups.get(manifest.id), pins.get(manifest.id, []))
+                backup_document(
+                    manifest, memory.backups.get(manifest.id), proven.get(manifest.id), pins.get(manifest.id, [])
+                )
                 for manifest in manifests
             ],
         }

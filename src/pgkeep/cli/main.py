@@ -39,6 +39,8 @@ COMMANDS = {
     "collect": ("pgkeep.cli.collect_cmd", "Delete the contents that no backup needs any more."),
     "pin": ("pgkeep.cli.pin_cmd", "Keep a backup whatever the rules say, for a reason."),
     "unpin": ("pgkeep.cli.unpin_cmd", "Take a pin back."),
+    "drill": ("pgkeep.cli.drill_cmd", "Prove that a backup comes back: restore, recover, check, measure."),
+    "compare": ("pgkeep.cli.compare_cmd", "Hold a restored cluster against the live one, row for row."),
     "export": ("pgkeep.cli.export_cmd", "Write a backup as the files of pg_basebackup."),
     "cold": ("pgkeep.cli.cold_cmd", "Move old backups and WAL to cold storage, as the rules say."),
     "thaw": ("pgkeep.cli.thaw_cmd", "Bring a backup back from cold storage, so that it can be restored."),

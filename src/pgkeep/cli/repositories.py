@@ -78,6 +78,13 @@ class Chosen:
         rules: RetentionSettings | None = self._settings().retention
         return rules
 
+    def configured_key(self) -> KeyReference | None:
+        """What the configuration opens it by, whatever the command line says; None for an address."""
+        if self._is_address:
+            return None
+        key: KeyReference = self._settings().key
+        return key
+
     def store(self) -> Store:
         """The repository's store, for what needs no key. Raises ConfigError."""
         from pgkeep.repository import open_store

@@ -25,11 +25,13 @@ def command(context: Context, chosen: Chosen, backup: str) -> None:
     BACKUP is an id, an unambiguous beginning of one, or latest.
     """
     from pgkeep.cli.backup_documents import backup_document, backup_fields
+    from pgkeep.drill.memory import proven_backups
     from pgkeep.verify import VerifyMemory
 
     repository = chosen.open()
     manifest = repository.catalog.find(backup, chosen.cluster)
     verified = VerifyMemory(repository.store, repository, objects=False).backups.get(manifest.id)
+    proven = proven_backups(repository).get(manifest.id)
     pins = repository.pins.in_force(utc_now(), [manifest.system_identifier]).get(manifest.id, [])
-    context.output.fields(backup_fields(manifest, verified, pins))
-    context.output.document({"repository": repository.store.url, **backup_document(manifest, verified, pins)})
+    context.output.fields(backup_fields(manifest, verified, proven, pins))
+    context.output.document({"repository": repository.store.url, **backup_document(manifest, verified, proven, pins)})

@@ -86,6 +86,7 @@ def command(context: Context, cluster: str | None, until_lsn: LSN | None, no_bas
     tried again for ever.
     """
     from pgkeep.errors import StoreError
+    from pgkeep.policy.heartbeat import beating
     from pgkeep.wal.receive import WalReceiver
 
     config = context.config()
@@ -98,7 +99,11 @@ def command(context: Context, cluster: str | None, until_lsn: LSN | None, no_bas
         until_lsn=until_lsn,
         slot_wait=wait,
     )
-    with _signals_stop(receiver):
+    tell = _print_json if context.json else _print_line
+    with (
+        _signals_stop(receiver),
+        beating(settings.dsn, settings.objectives.heartbeat, lambda text: tell(_no_heartbeat(text))),
+    ):
         receiver.run()
     status = receiver.status()
     context.output.document({key: status[key] for key in ("cluster", "timeline", "durable_lsn", "repositories")})
@@ -136,6 +141,13 @@ def _base_backups(config: Config, cluster: Cluster) -> Callable[[str], None]:
         )
 
     return take
+
+
+def _no_heartbeat(text: str) -> Event:
+    from pgkeep.units import utc_now
+    from pgkeep.wal.events import Event
+
+    return Event(utc_now(), "warning", "heartbeat", text, None)
 
 
 def _print_line(event: Event) -> None:

@@ -18,6 +18,10 @@ __all__ = [
     "BackupSettings",
     "Cluster",
     "ColdSettings",
+    "DrillAssertion",
+    "DrillPlan",
+    "DrillScenario",
+    "DrillSettings",
     "KeyReference",
     "Objectives",
     "RepositorySettings",
@@ -186,7 +190,9 @@ def _check_dsn(value: str) -> str:
 class Settings(BaseModel):
     """A table of the file: a key that is not among the fields is a mistake."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, serialize_by_alias=True
+    )
 
 
 Count = Annotated[int, Field(ge=0, le=10_000)]
@@ -345,11 +351,13 @@ class Objectives(Settings):
     """``objectives = { … }``: the most that may be lost, and the longest that a recovery may take, in seconds.
 
     ``rto_span``: to every moment of the last so many seconds; None: to the newest backup and what follows.
+    ``heartbeat`` is how often a receiver commits a heartbeat, None for never.
     """
 
     rpo: Seconds = 300.0
     rto: Seconds = 900.0
     rto_span: Seconds | None = None
+    heartbeat: Seconds | None = None
 
 
 class ServerControl(Settings):
@@ -380,10 +388,68 @@ class RestoreHook(Settings):
         return self
 
 
+class DrillAssertion(Settings):
+    """``[[cluster.NAME.drill.assert]]``: what ``query`` must return in ``database``; None: the one that the DSN names.
+
+    ``expect`` is the first value of the first row, or a comparison with it, see `pgkeep.drill.expectation`.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    query: Annotated[str, Field(min_length=1)]
+    expect: bool | int | float | str = True
+    database: str | None = None
+    timeout: Seconds = 300.0
+
+
+DrillCheck = Literal["server checksums", "amcheck", "visibility map", "tables", "extensions", "sequences"]
+DRILL_CHECKS: tuple[DrillCheck, ...] = (
+    "tables", "extensions", "sequences", "visibility map", "amcheck", "server checksums",
+)  # fmt: skip
+
+
+DrillScenario = Literal[
+    "table-dropped", "bad-migration", "server-lost", "region-lost", "key-from-paper", "newest-damaged"
+]
+
+
+class DrillPlan(Settings):
+    """``[[cluster.NAME.drill.plan]]``: a drill that is to pass at least once in ``every`` seconds; its options are those of the command."""
+
+    name: Annotated[str, Field(min_length=1)]
+    every: Seconds
+    scenario: DrillScenario | None = None
+    random: bool = False
+    compare: bool = False
+    full: bool = False
+
+
+class DrillSettings(Settings):
+    """``drill = { … }``: where drills restore to, and what they check.
+
+    ``port`` only names the socket. ``sample_for`` is how long each check may take that can be done in part, in seconds. ``settings`` are
+    the server's, for the copy. ``wal_wait`` is how long a drill waits for WAL of a moment that it has made itself. ``offsite`` is the
+    repository that is left when a region is lost; None: the last one of the cluster. ``every``: at least once in so many seconds any
+    drill must have passed, None for whenever; ``plans`` are drills with a rhythm of their own.
+    """
+
+    directory: AbsolutePath | None = None
+    port: Annotated[int, Field(ge=1, le=65535)] = 54329
+    checks: Annotated[tuple[DrillCheck, ...], BeforeValidator(_as_tuple)] = DRILL_CHECKS
+    sample_for: Seconds = 120.0
+    jobs: Annotated[int, Field(ge=1, le=256)] | None = None
+    settings: dict[str, str] = {}
+    wal_wait: Seconds = 120.0
+    compare: bool = False
+    offsite: str | None = None
+    every: Seconds | None = None
+    plans: Annotated[tuple[DrillPlan, ...], BeforeValidator(_as_tuple), Field(alias="plan")] = ()
+    assertions: Annotated[tuple[DrillAssertion, ...], BeforeValidator(_as_tuple), Field(alias="assert")] = ()
+
+
 class Cluster(Settings):
     """``[cluster.NAME]``: ``repositories`` are names of repositories, the first being the one that is read from.
 
-    ``time_zone`` is that of times without one; None means this machine's.
+    ``time_zone`` is that of times without one; None means this machine's. ``lang`` is the language of reports.
     """
 
     name: str
@@ -394,7 +460,9 @@ class Cluster(Settings):
     objectives: Objectives = Objectives()
     server: ServerControl = ServerControl()
     after_restore: tuple[RestoreHook, ...] = ()
+    drill: DrillSettings = DrillSettings()
     time_zone: Annotated[str, BeforeValidator(_parse_zone)] | None = None
+    lang: Literal["en", "ko"] = "en"
 
     @property
     def slot(self) -> str:
@@ -405,6 +473,13 @@ class Cluster(Settings):
     def spool(self) -> Path:
         """Where WAL waits on this machine: ``/var/spool/pgkeep/<name>`` as root, else below the user's state directory."""
         return self.wal.spool or state_directory() / self.name
+
+    @property
+    def drill_directory(self) -> Path:
+        """Where drills restore to: ``/var/lib/pgkeep/drills`` as root, else below the user's state directory."""
+        if self.drill.directory is not None:
+            return self.drill.directory
+        return Path("/var/lib/pgkeep/drills") if os.geteuid() == 0 else state_directory() / "drills"
 
     @property
     def push_socket(self) -> Path:

@@ -1,4 +1,6 @@
-"""What is kept, and for how long: rules, and the run that removes what no rule keeps."""
+"""What is wanted of backups, held against what is: which stay and for how long, and the run that removes the others; objectives,
+predictions, and when the next backup is due.
+"""
 
 from __future__ import annotations
 

@@ -59,6 +59,7 @@ class ObjectType(IntEnum):
     WAL_CLAIM = 5
     PIN = 6
     EXPIRY = 7
+    DRILL = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,8 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     on. ``settings`` are written into the copy. ``jobs`` worker threads, all processors where None. ``prefetch`` segments of WAL
     are kept ready. ``delta``: what is in the target stays where it is as the backup has it, and is overwritten where not. ``rate`` is the
     most bytes of files handled in a second, ``nice`` how far worker threads stand back. ``fetch_command`` are the words of a program that brings WAL when we are gone, see `restore_command`;
-    ``fetch_files`` are the files that it must be able to read.
+    ``fetch_files`` are the files that it must be able to read. ``sockets``: where the private server of a recovery has its socket;
+    None: in the system's temporary directory.
     """
 
     cluster: str | None = None
@@ -75,6 +76,7 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     prefetch: int = 16
     fetch_command: list[str] = []
     fetch_files: list[str] = []
+    sockets: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,12 +38,12 @@ _START_LIMIT = 3600.0
 """Seconds: after a kill it recovers from its own WAL first."""
 
 
-def private_place() -> tuple[Path, dict[str, str | int | bool]]:
+def private_place(parent: Path | None = None) -> tuple[Path, dict[str, str | int | bool]]:
     """A fresh directory for a socket that only the server's account can enter, and the settings that shut all else out.
 
-    The caller removes the directory.
+    It is made in ``parent``, the system's temporary directory where that is None. The caller removes it.
     """
-    private = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    private = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     hba, ident = private / "pg_hba.conf", private / "pg_ident.conf"
     hba.write_text(_HBA)
     ident.write_text("")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import psycopg
@@ -57,6 +58,7 @@ class Recovered:
 
     ``stopping`` are the server's own words on where it stopped, ``last_transaction`` on the last one that it replayed.
     ``seconds`` are those of each phase, ``waited`` those in which replay waited for WAL, ``fetched`` the bytes handed to it.
+    ``starting`` are the seconds until replay began, which are part of ``seconds["replay"]``.
     """
 
     state: RecoveredState
@@ -69,6 +71,7 @@ class Recovered:
     seconds: dict[str, float] = field(default_factory=dict)
     waited: float = 0.0
     fetched: int = 0
+    starting: float = 0.0
 
 
 @contextmanager
@@ -113,14 +116,18 @@ class _Recovery:
     def __init__(self, plan: RestorePlan, progress: Progress) -> None:
         self._plan = plan
         self._progress = progress
-        self._private, isolated = private_place()
-        self._settings = {**isolated, **_RECOVERING}
+        sockets = plan.request.sockets
+        self._private, isolated = private_place(None if sockets is None else Path(sockets))
+        # postgresql.conf may name the origin's own
+        own = {"data_directory": str(plan.target), "external_pid_file": ""}
+        self._settings = {**isolated, **_RECOVERING, **own}
         target = plan.recovery.target
         if target.action == "promote" and not target.standby:
             # held at the target until it is checked that this is the one; without one there is nothing to hold it at
             self._settings["recovery_target_action"] = "pause"
         port = int(plan.request.settings.get("port", "5432"))
         self._server = Server(plan.target, find_binaries(plan.major), socket_directory=self._private, port=port)
+        self._redo_began: float | None = None
         self._control_file = plan.target / "global" / "pg_control"
 
     def run(self, prefetcher: Prefetcher) -> Recovered:
@@ -138,6 +145,8 @@ class _Recovery:
                 seconds["promote"] = time.monotonic() - begun - seconds["replay"]
                 state = "promoted"
         lsn, timeline = self._end(state)
+        # a server that was held at its target says the last words on its recovery when it is let go
+        self._log.read()
         check_end(plan.recovery, lsn, timeline, promoted=state == "promoted")
         return Recovered(
             state=state,
@@ -150,6 +159,7 @@ class _Recovery:
             seconds=seconds,
             waited=prefetcher.waited_seconds,
             fetched=prefetcher.fetched_bytes,
+            starting=(self._redo_began or begun) - begun,
         )
 
     def abandon(self) -> None:
@@ -173,6 +183,8 @@ class _Recovery:
         while True:
             status = self._server.status()
             self._log.read()
+            if self._log.redo and self._redo_began is None:
+                self._redo_began = time.monotonic()
             done = min(prefetcher.fetched_bytes, plan.recovery.wal_bytes)
             if done > shown:
                 self._progress.advance(done - shown)

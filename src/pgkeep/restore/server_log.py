@@ -22,6 +22,7 @@ LOG_SETTINGS = {
 
 _STOPPING = re.compile(r"LOG:  (recovery stopping .*)")
 _LAST_TRANSACTION = re.compile(r"LOG:  last completed transaction was at log time (.*)")
+_REDO = "LOG:  redo starts at "
 _PAUSED = "LOG:  pausing at the end of recovery"
 _SHUTDOWN = "LOG:  shutdown at recovery target"
 _FAILED = re.compile(r"(?:FATAL|PANIC):  (.*)")
@@ -37,6 +38,8 @@ class RecoveryLog:
     stopping: str | None = None
     """Why and where replay stopped, in the server's words."""
     last_transaction: str | None = None
+    redo: bool = False
+    """Whether replay has begun."""
     paused: bool = False
     shut_down: bool = False
     failure: str | None = None
@@ -60,6 +63,8 @@ class RecoveryLog:
             self.stopping = match[1]
         elif match := _LAST_TRANSACTION.search(line):
             self.last_transaction = match[1]
+        elif _REDO in line:
+            self.redo = True
         elif _PAUSED in line:
             self.paused = True
         elif _SHUTDOWN in line:

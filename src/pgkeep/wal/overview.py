@@ -17,7 +17,7 @@ from pgkeep.wal.inventory import WalInventory
 from pgkeep.wal.times import WalTimes
 from pgkeep.wal.window import WalStamp, Window, recovery_windows
 
-__all__ = ["Overview", "RestorePoint", "read_overview", "segment_size_of"]
+__all__ = ["Overview", "RestorePoint", "orphan_remedy", "read_overview", "segment_size_of"]
 
 
 @dataclass(frozen=True, slots=True)

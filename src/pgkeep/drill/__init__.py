@@ -1,0 +1,1 @@
+"""Restores that prove: what was restored, to which moment, what was checked, how fast."""
