@@ -55,13 +55,11 @@ def command(context: Context, chosen: Chosen, dry_run: bool) -> None:
 
 
 def _kept_at(repository: Repository, retention: RetentionSettings) -> KeptAt:
+    from pgkeep.cli.backup_states import states_of
     from pgkeep.policy import Rules
     from pgkeep.policy.keeping import keeping
-    from pgkeep.policy.retention import State
-    from pgkeep.verify import VerifyMemory
 
-    verified = VerifyMemory(repository.store, repository, objects=False).backups
-    return keeping(repository, Rules.of(retention), dict.fromkeys(verified, State.VERIFIED))
+    return keeping(repository, Rules.of(retention), states_of(repository))
 
 
 def _show(context: Context, report: ColdReport, *, dry_run: bool) -> None:

@@ -97,22 +97,20 @@ def _repositories(context: Context, cluster: str | None, repository: str | None)
 def _plan(
     settings: RepositorySettings, cluster: str | None, named: tuple[str, ...], *, clock_is_right: bool
 ) -> RepositoryExpiry:
+    from pgkeep.cli.backup_states import states_of
     from pgkeep.cli.expire_output import RepositoryExpiry
     from pgkeep.opening import open_repository
     from pgkeep.policy import ExpireRequest, Rules, plan_expiry
-    from pgkeep.policy.retention import State
-    from pgkeep.verify import VerifyMemory
 
     expiry = RepositoryExpiry(settings)
     if settings.retention is None and not named:
         return expiry
     try:
         expiry.repository = repository = open_repository(settings)
-        verified = VerifyMemory(repository.store, repository, objects=False).backups
         expiry.request = ExpireRequest(
             rules=None if settings.retention is None else Rules.of(settings.retention),
             cluster=cluster,
-            states=dict.fromkeys(verified, State.VERIFIED),
+            states=states_of(repository),
             remove=_ids(repository, named),
             clock_is_right=clock_is_right,
         )

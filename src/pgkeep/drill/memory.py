@@ -6,6 +6,7 @@ A record is a sealed object ``clusters/<system identifier>/drills/<id>``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -15,6 +16,8 @@ from pgkeep.repository import Repository
 from pgkeep.repository.sealed import ObjectType, read_sealed, write_sealed
 
 __all__ = ["DrillMemory", "Proven", "proven_backups", "read_drills", "read_everywhere", "remember"]
+
+_READ_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +57,26 @@ def read_drills(
     repository: Repository, cluster: str | None = None, note: Callable[[str], None] | None = None
 ) -> DrillMemory:
     """The drills of a cluster, or of all. ``note`` is told of each record that is damaged: it counts for nothing. Raises StoreError."""
+
+    def read(name: str) -> DrillRecord | DamageError:
+        try:
+            return decode_record(read_sealed(repository.store, repository.keys, name, ObjectType.DRILL), name)
+        except DamageError as error:
+            return error
+
     memory = DrillMemory()
-    for system_identifier in repository.clusters():
-        for info in repository.store.list(_prefix(system_identifier)):
-            try:
-                plain = read_sealed(repository.store, repository.keys, info.name, ObjectType.DRILL)
-                record = decode_record(plain, info.name)
-            except DamageError as error:
-                memory.damaged.append(info.name)
+    names = [
+        info.name
+        for system_identifier in repository.clusters()
+        for info in repository.store.list(_prefix(system_identifier))
+    ]
+    with ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="drills") as executor:
+        for name, record in zip(names, executor.map(read, names), strict=True):
+            if isinstance(record, DamageError):
+                memory.damaged.append(name)
                 if note is not None:
-                    note(f"a drill's record counts for nothing: {error}")
-                continue
-            if cluster in {None, record.cluster}:
+                    note(f"a drill's record counts for nothing: {record}")
+            elif cluster in {None, record.cluster}:
                 memory.records.append(record)
     memory.records.sort(key=lambda record: record.id)
     return memory

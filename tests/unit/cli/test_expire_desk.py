@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import pytest
 
 from pgkeep.cli.main import execute
+from pgkeep.drill.memory import remember
 from pgkeep.repository import KeyFile
 from pgkeep.units import utc_now
+from support.drill_records import passed_record
 from support.jobs import KEY
-from support.kept_repository import DAY, HOUR, KeptRepository
+from support.kept_repository import DAY, HOUR, SYSTEM, KeptRepository
 
 
 @dataclass
@@ -92,6 +95,27 @@ def test_the_time_line_shows_what_goes_what_stays_and_by_which_rule(desk: Desk) 
     assert lines.index(row[ids[-6]]) < next(n for n, line in enumerate(lines) if "the window begins" in line)
     assert "WAL that goes: " in text
     assert len(desk.kept["main"].ids()) == 21
+
+
+def test_the_newest_backup_that_a_drill_has_proven_stays(desk: Desk) -> None:
+    """Where it was proven: a copy in another repository has to prove itself."""
+    desk.configure('[retention]\nminimum = 1\ngrace = "0s"\n')
+    ids = desk.kept["main"].ids()
+    for number, proven in enumerate((ids[2], ids[5])):
+        record = msgspec.structs.replace(
+            passed_record(), id=f"2026112{number}T030405.678Z-1f2e3d4c", backup=proven, system_identifier=SYSTEM
+        )
+        remember(desk.kept["main"].repository, record)
+
+    states = {each["id"]: each["state"] for each in desk.document("list", "--repository", "main")["backups"]}
+    code, text = desk.run("expire", "--yes")
+
+    assert code == 0
+    assert [id_ for id_, state in states.items() if state == "proven"] == [ids[2], ids[5]]
+    assert "newest proven" in next(line for line in text.splitlines() if ids[5] in line)
+    assert desk.kept["main"].ids() == [ids[5], ids[-1]]
+    assert desk.kept["offsite"].ids() == [ids[-1]]
+    assert len(desk.document("drill", "history")["drills"]) == 2, "what a drill found stays known"
 
 
 def test_each_repository_has_its_own_rules_and_one_that_is_down_holds_up_no_other(desk: Desk) -> None:
