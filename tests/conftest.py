@@ -10,6 +10,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,9 @@ from pgkeep.postgres.binaries import ServerBinaries, find_binaries, installed_bi
 from pgkeep.postgres.server import ThrowawayServer
 from support.disks import quick_place
 from support.fault_proxy import FaultProxy
-from support.seaweed import ADMIN, S3Bucket, SeaweedServer
+from support.seaweed import ADMIN, WRITER, S3Bucket, SeaweedServer
 from support.servers import MAJORS, TEST_SETTINGS, MakeServer, sql
+from support.simulated_bucket_policy import SimulatedBucketPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +36,9 @@ hypothesis.settings.register_profile("pgkeep", deadline=None)
 hypothesis.settings.load_profile("pgkeep")
 
 _database_numbers = itertools.count(1)
+
+_ADDS_ONLY = "PGKEEP_S3_ADDS_ONLY" in os.environ
+"""Whether the tests' buckets are used as by a database host that may add, and neither delete nor overwrite."""
 
 
 def pytest_report_header() -> list[str]:
@@ -164,15 +169,27 @@ def database(server: ThrowawayServer) -> Iterator[str]:
 def s3_server(work_root: Path) -> Iterator[SeaweedServer]:
     """A real S3 server for the whole run. Its administrator's credentials are in the environment from here on."""
     with SeaweedServer(work_root / "s3") as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in ADMIN.environment().items():
+        for name, value in (WRITER if _ADDS_ONLY else ADMIN).environment().items():
             patch.setenv(name, value)
         yield running
 
 
+@pytest.fixture(scope="session")
+def s3_policy(s3_server: SeaweedServer) -> Iterator[SimulatedBucketPolicy]:
+    """A way to the S3 server on which nothing is overwritten."""
+    with SimulatedBucketPolicy(s3_server.port) as proxy:
+        yield proxy
+
+
 @pytest.fixture
-def s3_bucket(s3_server: SeaweedServer) -> S3Bucket:
-    """An empty bucket for one test."""
-    return s3_server.make_bucket()
+def s3_bucket(request: pytest.FixtureRequest, s3_server: SeaweedServer) -> S3Bucket:
+    """An empty bucket for one test; with ``PGKEEP_S3_ADDS_ONLY`` one in which nobody deletes or overwrites."""
+    bucket = s3_server.make_bucket()
+    if not _ADDS_ONLY:
+        return bucket
+    bucket.deny_deletion()
+    policy: SimulatedBucketPolicy = request.getfixturevalue("s3_policy")
+    return replace(bucket, way=policy.endpoint)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ The policy that denies deletion is SeaweedFS's own; that puts must be conditiona
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -40,17 +39,6 @@ if TYPE_CHECKING:
 SECRET = "nobody knows this"
 
 
-def policy(bucket: S3Bucket) -> bytes:
-    """What the bucket's owner forbids everybody but himself."""
-    objects, itself = f"arn:aws:s3:::{bucket.name}/*", f"arn:aws:s3:::{bucket.name}"
-    deny = {"Effect": "Deny", "Principal": "*"}
-    statements = [
-        {**deny, "Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"], "Resource": [objects]},
-        {**deny, "Action": ["s3:PutLifecycleConfiguration", "s3:PutBucketPolicy"], "Resource": [itself]},
-    ]
-    return json.dumps({"Version": "2012-10-17", "Statement": statements}).encode()
-
-
 @dataclass
 class Host:
     """A database host whose credentials only add; the recovery key is elsewhere."""
@@ -76,7 +64,7 @@ class Host:
 def host(binaries_of: Callable[[int], ServerBinaries], work_root: Path, s3_server: SeaweedServer) -> Iterator[Host]:
     """Set up in sealed mode, backed up in full and by increments, its WAL pushed: with these credentials alone."""
     bucket = s3_server.make_bucket()
-    assert bucket.request("PUT", "", query={"policy": ""}, body=policy(bucket)).status == 204
+    bucket.deny_deletion()
     settings = {**TEST_SETTINGS, **WAL_SETTINGS, "summarize_wal": True}
     with (
         ThrowawayServer(binaries_of(18), parent=work_root) as server,
@@ -176,7 +164,7 @@ def test_jobs_that_end_and_jobs_that_die_leave_no_live_lease(host: Host) -> None
             assert running(owner) == ["backup of auth"]
         assert list(owner.list("leases/")) == []
     finally:
-        assert host.bucket.request("PUT", "", query={"policy": ""}, body=policy(host.bucket)).status == 204
+        host.bucket.deny_deletion()
 
 
 def test_an_intruder_deletes_and_replaces_nothing(host: Host) -> None:

@@ -72,19 +72,31 @@ class Answer:
 
 @dataclass(frozen=True)
 class S3Bucket:
-    """An empty bucket; ``url`` is the address of a repository in it."""
+    """An empty bucket; ``url`` is the address of a repository in it, by ``way``, the server's own endpoint where that is None."""
 
     server: SeaweedServer
     name: str
+    way: str | None = None
 
     @property
     def url(self) -> str:
         """As an operator writes it."""
-        return self.url_at(self.server.endpoint)
+        return self.url_at(self.way or self.server.endpoint)
 
     def url_at(self, endpoint: str, **options: str) -> str:
         """The same with another way to the server, and with options of the address."""
         return f"s3://{self.name}/auth?" + urlencode({"endpoint": endpoint, **options})
+
+    def deny_deletion(self) -> None:
+        """By a policy, to everybody but the administrator; and to change the bucket's rules."""
+        objects, itself = f"arn:aws:s3:::{self.name}/*", f"arn:aws:s3:::{self.name}"
+        deny = {"Effect": "Deny", "Principal": "*"}
+        statements = [
+            {**deny, "Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"], "Resource": [objects]},
+            {**deny, "Action": ["s3:PutLifecycleConfiguration", "s3:PutBucketPolicy"], "Resource": [itself]},
+        ]
+        policy = json.dumps({"Version": "2012-10-17", "Statement": statements}).encode()
+        assert self.request("PUT", "", query={"policy": ""}, body=policy).status == 204
 
     def request(self, method: str, key: str, **options: object) -> Answer:
         """A signed request about an object of the bucket, or the bucket itself for an empty key."""

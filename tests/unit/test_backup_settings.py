@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pgkeep.config import parse_config
-from pgkeep.config.settings import BackupSettings
+from pgkeep.config import BackupSettings, parse_config
 from pgkeep.errors import ConfigError
 
 _TEXT = """

@@ -5,6 +5,7 @@ The file is the first of ``--config``, ``$PGKEEP_CONFIG``, ``./pgkeep.toml``, ``
 may stand for it. ``docs/reference/configuration.md`` is the same for users.
 """
 
+from pgkeep.config.drill_settings import DrillAssertion, DrillPlan, DrillScenario, DrillSettings
 from pgkeep.config.loading import (
     NAME_PATTERN,
     SYSTEM_CONFIG,
@@ -15,23 +16,9 @@ from pgkeep.config.loading import (
     search_paths,
     user_config_path,
 )
-from pgkeep.config.settings import (
-    BackupSettings,
-    Cluster,
-    ColdSettings,
-    DrillAssertion,
-    DrillPlan,
-    DrillScenario,
-    DrillSettings,
-    KeyReference,
-    Objectives,
-    RepositorySettings,
-    RestoreHook,
-    RetentionSettings,
-    ServerControl,
-    WalSettings,
-    state_directory,
-)
+from pgkeep.config.repository_settings import ColdSettings, RepositorySettings, RetentionSettings
+from pgkeep.config.settings import BackupSettings, Cluster, Objectives, RestoreHook, ServerControl, WalSettings
+from pgkeep.config.values import KeyReference, state_directory
 
 __all__ = [
     "NAME_PATTERN",

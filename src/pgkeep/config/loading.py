@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pgkeep.config.settings import Cluster, RepositorySettings, RetentionSettings, Settings
+from pgkeep.config.repository_settings import RepositorySettings, RetentionSettings
+from pgkeep.config.settings import Cluster
+from pgkeep.config.values import Settings
 from pgkeep.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
