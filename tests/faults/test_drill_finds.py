@@ -141,6 +141,29 @@ def test_a_stale_visibility_map(drilled: MakeDrilled) -> None:
     assert [check.name for check in record.checks if check.outcome == "failed"] == ["visibility map"]
 
 
+def test_a_row_that_was_changed_behind_the_comparison_s_back(drilled: MakeDrilled) -> None:
+    """On the live server's disk, by no statement that WAL would tell of."""
+    cluster = drilled(17, checks=["tables"])
+    ((path,),) = cluster.sql("SELECT pg_relation_filepath('users')")
+    heap = cluster.server.data_directory / str(path)
+    cluster.server.stop()
+    run_program(cluster.server, "pg_checksums", "--disable", "-D", cluster.server.data_directory)
+    pages = heap.read_bytes()
+    assert pages.count(b"user 1234") == 1
+    heap.write_bytes(pages.replace(b"user 1234", b"user 1235"))
+    give_to(cluster.server.account, heap)
+    cluster.server.start({"fsync": False, "autovacuum": False})
+
+    with cluster.shipping():
+        record = cluster.drill(compare=True)
+
+    assert (record.state, record.exit_code) == ("failed", DamageError.exit_code)
+    assert "public.users" in str(record.cause)
+    assert record.comparison is not None
+    (table,) = (table for table in record.comparison.tables if not table.equal)
+    assert "1234" in str(table.differences), "down to the row"
+
+
 def test_an_assertion_that_fails(drilled: MakeDrilled) -> None:
     rule = {"name": "nobody is called user 7", "query": "SELECT count(*) FROM users WHERE name = 'user 7'", "expect": 0}
     record = drilled(checks=["tables"], **{"assert": [rule]}).drill()
