@@ -194,6 +194,15 @@ def test_a_transaction_that_stays_open_is_not_waited_for_and_nobody_behind_us_ei
     assert (found.mode, found.tables[0].rows) == ("exact", 0)
 
 
+def test_a_prepared_transaction_is_named_as_what_is_in_the_way(make_server: MakeServer) -> None:
+    source = make_server(15, settings={"max_prepared_transactions": 2})
+    sql(source.dsn(), "CREATE TABLE held (n int); BEGIN; INSERT INTO held VALUES (1); PREPARE TRANSACTION 'forgotten'")
+    request = ComparisonRequest(rules=LockRules(timeout=0.1, give_up=0.5))
+    found = begin_comparison(source.dsn(), request)
+    assert found.mode == "tolerance"
+    assert "public.held is held by a prepared transaction" in found.notes[0]
+
+
 @pytest.mark.parametrize("postgres_major", [17], scope="session")
 def test_what_holds_tables_in_the_opposite_order_makes_us_change_ours_and_fails_in_nothing(database: str) -> None:
     sql(database, "CREATE TABLE a_last (n int); CREATE TABLE z_first (n int)")
