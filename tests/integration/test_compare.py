@@ -196,7 +196,8 @@ def test_a_transaction_that_stays_open_is_not_waited_for_and_nobody_behind_us_ei
 
 def test_a_prepared_transaction_is_named_as_what_is_in_the_way(make_server: MakeServer) -> None:
     source = make_server(15, settings={"max_prepared_transactions": 2})
-    sql(source.dsn(), "CREATE TABLE held (n int); BEGIN; INSERT INTO held VALUES (1); PREPARE TRANSACTION 'forgotten'")
+    sql(source.dsn(), "CREATE TABLE held (n int)")
+    sql(source.dsn(), "BEGIN; INSERT INTO held VALUES (1); PREPARE TRANSACTION 'forgotten'")
     request = ComparisonRequest(rules=LockRules(timeout=0.1, give_up=0.5))
     found = begin_comparison(source.dsn(), request)
     assert found.mode == "tolerance"
