@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _SHAPES = """
     CREATE TABLE orders (id bigint PRIMARY KEY, item text, price numeric, paid bool);
     INSERT INTO orders SELECT n, 'item ' || n, n * 1.5, n % 2 = 0 FROM generate_series(1, 40000) n;
-    CREATE TABLE odd_values (f float8, r float4, t timestamptz, i interval, b bytea, c money, k regclass, j jsonb, a int[]);
-    INSERT INTO odd_values VALUES ('NaN', 'Infinity', '2026-11-01 01:30+02', '1 mon -3 days', '\\x00ff', 12.5, 'orders', '{"a": 1}', '{1,NULL}'),
-        ('-0', 1e-40, 'infinity', NULL, NULL, NULL, NULL, NULL, '{}'), (0.1::float8 + 0.2, 0.1, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+    CREATE TABLE odd_values (f float8, r float4, t timestamptz, i interval, b bytea, c money, k regclass, ks regclass[], j jsonb, a int[]);
+    INSERT INTO odd_values VALUES ('NaN', 'Infinity', '2026-11-01 01:30+02', '1 mon -3 days', '\\x00ff', 12.5, 'orders', '{orders}', '{"a": 1}', '{1,NULL}'),
+        ('-0', 1e-40, 'infinity', NULL, NULL, NULL, NULL, NULL, NULL, '{}'), (0.1::float8 + 0.2, 0.1, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
     CREATE TABLE no_key (word text); INSERT INTO no_key VALUES ('same'), ('same'), ('other'), (NULL);
     CREATE TABLE events (day date, note text) PARTITION BY RANGE (day);
     CREATE TABLE events_2026 PARTITION OF events FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
