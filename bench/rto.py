@@ -26,7 +26,7 @@ from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.server import Server
 from pgkeep.repository import KeyFile, Repository, open_store
 from pgkeep.restore import RestoreRequest, run_restore
-from pgkeep.restore.target import latest
+from pgkeep.restore.target import target_name
 from pgkeep.units import format_size, parse_size
 
 _SETTINGS: dict[str, str | int | bool] = {
@@ -64,37 +64,46 @@ def main() -> None:
             open_store(str(directory / "repository")), KeyFile.generate(directory / "pgkeep.key")
         )
         config = _configure(directory, server)
-        found: list[list[Run]] = []
-        for number, size in enumerate(sorted(options.sizes)):
+        sizes = sorted(options.sizes)
+        backups = []
+        for number, size in enumerate(sizes):
             _grow(server, size)
-            run_backup(BackupRequest(cluster="rto", dsn=server.dsn()), repository)
-            end = _write_wal(server, int(size * _WAL_SHARES[number % len(_WAL_SHARES)]))
+            backups.append(run_backup(BackupRequest(cluster="rto", dsn=server.dsn()), repository).id)
+            end = _write_wal(server, number, int(size * _WAL_SHARES[number % len(_WAL_SHARES)]))
             _receive(config, end, directory)
-            found.append([Run(size, _restore(repository, directory)) for _ in range(options.runs)])
-            times = ", ".join(f"{run.measured.total:.1f} s" for run in found[-1])
-            print(f"{format_size(size)}: {times} {found[-1][-1].measured}", flush=True)
-    model = RtoModel([run.measured for group in found[::2] for run in group])
-    results = [_predicted(model, run) for group in found[1::2] for run in group]
-    text = report(results, [run for group in found[::2] for run in group], options.major)
+        server.stop("fast")
+        found: list[list[Measured]] = [[] for _ in sizes]
+        for _ in range(options.runs):
+            # in turn, so that the noise of the machine is shared
+            for number, size in enumerate(sizes):
+                found[number].append(_restore(repository, directory, backups[number], _point(number)))
+                print(f"{format_size(size)}: {found[number][-1].total:.1f} s {found[number][-1]}", flush=True)
+    fitted = [Run(size, measured) for size, group in zip(sizes[::2], found[::2], strict=True) for measured in group]
+    # in the order of the rounds: the newest counts most
+    model = RtoModel([group[turn] for turn in range(options.runs) for group in found[::2]])
+    results = [_predicted(model, size, group) for size, group in zip(sizes[1::2], found[1::2], strict=True)]
+    text = report(results, fitted, options.major, options.runs)
     print(f"\n{text}")
     if options.save:
         place = Path(__file__).with_name("results")
         (place / "rto.md").write_text(text)
         document = {
             **machine.facts(),
-            "fitted": [asdict(run) for group in found[::2] for run in group],
+            "fitted": [asdict(run) for run in fitted],
             "predicted": [asdict(run) for run in results],
         }
         (place / "rto.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def report(predicted: list[Run], fitted: list[Run], major: int) -> str:
-    """A line for each restore that was predicted."""
+def report(predicted: list[Run], fitted: list[Run], major: int, runs: int) -> str:
+    """A line for each size that was predicted."""
     sizes = ", ".join(format_size(size) for size in sorted({run.size for run in fitted}))
     lines = [
         "# Restore times, predicted and measured",
         "",
-        f"PostgreSQL {major}; fitted on {len(fitted)} restores of clusters of {sizes}; load {machine.facts()['load']}.",
+        f"PostgreSQL {major}; fitted on {len(fitted)} restores of clusters of {sizes}. Measured: the median of {runs}.",
+        "",
+        f"Load of the machine at the end: {machine.facts()['load']}.",
         "",
         "| cluster | WAL to replay | predicted | nine of ten within | measured | off by |",
         "|---:|---:|---:|---:|---:|---:|",
@@ -112,9 +121,11 @@ def report(predicted: list[Run], fitted: list[Run], major: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _predicted(model: RtoModel, run: Run) -> Run:
-    found = model.predict(run.measured.work)
-    return Run(run.size, run.measured, found.seconds, found.low, found.high)
+def _predicted(model: RtoModel, size: int, group: list[Measured]) -> Run:
+    """Against the median of the restores of a size."""
+    measured = sorted(group, key=lambda each: each.total)[len(group) // 2]
+    found = model.predict(measured.work)
+    return Run(size, measured, found.seconds, found.low, found.high)
 
 
 def _configure(directory: Path, server: Server) -> Path:
@@ -145,8 +156,12 @@ def _insert(connection: psycopg.Connection[tuple[object, ...]]) -> None:
     )
 
 
-def _write_wal(server: Server, size: int) -> LSN:
-    """Inserts and updates, until there is so much; where it ends."""
+def _point(number: int) -> str:
+    return f"end-{number}"
+
+
+def _write_wal(server: Server, number: int, size: int) -> LSN:
+    """Inserts and updates, until there is so much, and a restore point; where it ends."""
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         begin = connection.execute("SELECT pg_current_wal_lsn()").fetchone()
         while connection.execute(
@@ -154,7 +169,7 @@ def _write_wal(server: Server, size: int) -> LSN:
         ).fetchone() == (True,):
             connection.execute("UPDATE filler SET b = b || '.' WHERE n % 500 = floor(random() * 500)")
             _insert(connection)
-        row = connection.execute("SELECT pg_create_restore_point('end')::text").fetchone()
+        row = connection.execute("SELECT pg_create_restore_point(%s)::text", [_point(number)]).fetchone()
         assert row is not None
         connection.execute("SELECT pg_switch_wal()")
         return LSN.parse(str(row[0]))
@@ -166,10 +181,12 @@ def _receive(config: Path, end: LSN, directory: Path) -> None:
         subprocess.run(command, stdout=log, stderr=log, check=True)
 
 
-def _restore(repository: Repository, directory: Path) -> Measured:
+def _restore(repository: Repository, directory: Path, backup: str, point: str) -> Measured:
     target = directory / "restored"
     began = time.monotonic()
-    outcome = run_restore(RestoreRequest(target=str(target), recovery=latest, start=True), repository)
+    outcome = run_restore(
+        RestoreRequest(target=str(target), backup=backup, recovery=target_name(point), start=True), repository
+    )
     assert outcome.dsn is not None
     with psycopg.connect(outcome.dsn) as connection:
         connection.execute("SELECT count(*) FROM pg_class")

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _SHAPES = """
     CREATE TABLE orders (id bigint PRIMARY KEY, item text, price numeric, paid bool);
     INSERT INTO orders SELECT n, 'item ' || n, n * 1.5, n % 2 = 0 FROM generate_series(1, 40000) n;
-    CREATE TABLE odd_values (f float8, r float4, t timestamptz, i interval, b bytea, c money, k regclass, j jsonb, a int[]);
-    INSERT INTO odd_values VALUES ('NaN', 'Infinity', '2026-11-01 01:30+02', '1 mon -3 days', '\\x00ff', 12.5, 'orders', '{"a": 1}', '{1,NULL}'),
-        ('-0', 1e-40, 'infinity', NULL, NULL, NULL, NULL, NULL, '{}'), (0.1::float8 + 0.2, 0.1, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+    CREATE TABLE odd_values (f float8, r float4, t timestamptz, i interval, b bytea, c money, k regclass, ks regclass[], j jsonb, a int[]);
+    INSERT INTO odd_values VALUES ('NaN', 'Infinity', '2026-11-01 01:30+02', '1 mon -3 days', '\\x00ff', 12.5, 'orders', '{orders}', '{"a": 1}', '{1,NULL}'),
+        ('-0', 1e-40, 'infinity', NULL, NULL, NULL, NULL, NULL, NULL, '{}'), (0.1::float8 + 0.2, 0.1, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
     CREATE TABLE no_key (word text); INSERT INTO no_key VALUES ('same'), ('same'), ('other'), (NULL);
     CREATE TABLE events (day date, note text) PARTITION BY RANGE (day);
     CREATE TABLE events_2026 PARTITION OF events FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
@@ -192,6 +192,16 @@ def test_a_transaction_that_stays_open_is_not_waited_for_and_nobody_behind_us_ei
     assert 0.05 < longest < 0.4, "writers waited, and no longer than told"
     found = begin_comparison(database, request)
     assert (found.mode, found.tables[0].rows) == ("exact", 0)
+
+
+def test_a_prepared_transaction_is_named_as_what_is_in_the_way(make_server: MakeServer) -> None:
+    source = make_server(15, settings={"max_prepared_transactions": 2})
+    sql(source.dsn(), "CREATE TABLE held (n int)")
+    sql(source.dsn(), "BEGIN; INSERT INTO held VALUES (1); PREPARE TRANSACTION 'forgotten'")
+    request = ComparisonRequest(rules=LockRules(timeout=0.1, give_up=0.5))
+    found = begin_comparison(source.dsn(), request)
+    assert found.mode == "tolerance"
+    assert "public.held is held by a prepared transaction" in found.notes[0]
 
 
 @pytest.mark.parametrize("postgres_major", [17], scope="session")

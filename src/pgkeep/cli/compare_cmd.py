@@ -91,7 +91,7 @@ def command(
     """Say whether a restored cluster holds what the live one held at the same moment, table by table.
 
     First --begin: it marks the moment in the WAL with a restore point. Then restore to that point, and compare with --moment and
-    --restored. pgkeep drill --compare does all of it. Ends with 8 where something differs.
+    --restored. Ends with 8 where something differs.
     """
     from pgkeep.drill.compare import ComparisonRequest, compare
     from pgkeep.drill.fingerprint import decode_fingerprints
@@ -112,7 +112,7 @@ def command(
     if begin is not None or moment is None or restored is None:
         raise UsageError(
             "a comparison has two steps: --begin FILE, then --moment FILE with --restored DSN",
-            hint="pgkeep compare --begin moment.json; or pgkeep drill --compare, which does both",
+            hint="pgkeep compare --begin moment.json, which prints what comes next",
         )
     found = decode_fingerprints(_read(moment))
     with context.progress() as progress:

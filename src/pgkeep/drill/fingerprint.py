@@ -31,10 +31,10 @@ VERSION = 1
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A column that is compared. ``by_oid``: its text would be a name that others can change, so its OID is compared."""
+    """A column that is compared. ``cast`` is ``::oid`` or ``::oid[]`` where its text would be a name that others can change."""
 
     name: str
-    by_oid: bool = False
+    cast: Literal["", "::oid", "::oid[]"] = ""
 
 
 class RangeSum(msgspec.Struct, frozen=True):

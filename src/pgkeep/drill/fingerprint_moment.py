@@ -61,6 +61,9 @@ _MESSAGE = sql.SQL("""
     WITH mark AS MATERIALIZED (SELECT pg_logical_emit_message(false, 'pgkeep', {}) AS lsn)
     SELECT lsn::text, pg_walfile_name(lsn), clock_timestamp()::text FROM mark
 """)
+_NO_ROOM = "53200"
+"""out_of_memory: of the table of locks."""
+
 _WAITING_FOR = """
     SELECT n.nspname, c.relname, a.pid, coalesce(nullif(a.application_name, ''), a.backend_type), a.usename
       FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -269,6 +272,11 @@ def _run(
     message = (failure.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"no reason given").decode(errors="replace")
     if state in _CHANGED:
         raise TablesChanged(f"database {database}: {message}")
+    if state == _NO_ROOM:
+        raise LockedOut(
+            f"database {database}: the server's table of locks has no room for all of them",
+            hint="raise max_locks_per_transaction, or compare fewer tables: --table",
+        )
     if state not in _BUSY:
         raise ServerError(
             f"the tables of database {database} cannot be locked: {message}", hint="pgkeep compare --no-lock"

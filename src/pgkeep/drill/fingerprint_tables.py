@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import psycopg
 from psycopg import sql
@@ -80,7 +80,8 @@ _SEQUENCES = """
 
 # regproc, regprocedure, regoper, regoperator, regclass, regtype, regrole, regnamespace, regconfig, regdictionary, regcollation, and
 # regdatabase of PostgreSQL 19 (src/include/catalog/pg_type.dat)
-_NAMES_OF_OIDS = frozenset({24, 2202, 2203, 2204, 2205, 2206, 4096, 4089, 3734, 3769, 4191, 8326})
+_NAMES = frozenset({24, 2202, 2203, 2204, 2205, 2206, 4096, 4089, 3734, 3769, 4191, 8326})
+_ARRAYS_OF_NAMES = frozenset({1008, 2207, 2208, 2209, 2210, 2211, 4097, 4090, 3735, 3770, 4192, 8327})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -150,9 +151,13 @@ def table_states(connection: Connection) -> dict[TableName, TableState]:
     found = {}
     for schema, name, oid, filenode, in_blocks, columns, types, key in connection.execute(_STATES, (HEARTBEAT_SCHEMA,)):
         table = TableName(schema, name)
-        wanted = [Column(column, kind in _NAMES_OF_OIDS) for column, kind in zip(columns, types, strict=True)]
+        wanted = [Column(column, _cast(kind)) for column, kind in zip(columns, types, strict=True)]
         found[table] = TableState(table, oid, filenode, bool(in_blocks), wanted, list(key or ()))
     return found
+
+
+def _cast(kind: int) -> Literal["", "::oid", "::oid[]"]:
+    return "::oid" if kind in _NAMES else "::oid[]" if kind in _ARRAYS_OF_NAMES else ""
 
 
 def sequence_values(connection: Connection) -> dict[tuple[str, str], tuple[int, int]]:
@@ -170,9 +175,7 @@ def sequence_values(connection: Connection) -> dict[tuple[str, str], tuple[int, 
 
 def row_text(columns: Sequence[Column]) -> sql.Composed:
     """A row as text: the same for the same values, whatever was done to other columns since."""
-    values = [
-        sql.SQL("r.{}::oid" if column.by_oid else "r.{}").format(sql.Identifier(column.name)) for column in columns
-    ]
+    values = [sql.SQL("r.") + sql.Identifier(column.name) + sql.SQL(column.cast) for column in columns]
     return sql.SQL('ROW({})::text COLLATE "C"').format(sql.SQL(", ").join(values))
 
 

@@ -19,19 +19,19 @@ _ENOUGH = 3
 _COUNT = 50
 
 
-def measured_restores(records: Iterable[DrillRecord], repository: str) -> list[Measured]:
-    """The newest restores of a cluster that came to their end, the newest last; from this repository where there are enough.
+def measured_restores(records: Iterable[DrillRecord], *repository: str) -> list[Measured]:
+    """The newest restores of a cluster that came to their end, the newest last; from this repository (its name, its URL) where there are enough.
 
     A drill that failed in its checks has measured a restore all the same.
     """
     usable = sorted((record for record in records if _is_usable(record)), key=lambda record: record.started)
-    own = [record for record in usable if record.repository == repository]
+    own = [record for record in usable if record.repository in repository]
     return [_measured(record) for record in (own if len(own) >= _ENOUGH else usable)[-_COUNT:]]
 
 
 def forecasts(status: WalStatus, records: Sequence[DrillRecord], now: datetime) -> list[Forecast]:
     """For each repository that a restore could come from."""
-    found = (forecast(status, wal, measured_restores(records, wal.name), now) for wal in status.repositories)
+    found = (forecast(status, wal, measured_restores(records, wal.name, wal.url), now) for wal in status.repositories)
     return [each for each in found if each is not None]
 
 

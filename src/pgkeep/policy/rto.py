@@ -30,7 +30,9 @@ _LOOSE_AT_FIRST = 2.0
 """How far the built-in costs may be off, as a share of themselves: machines differ by more than factors of two."""
 _LOOSE = 1.0
 """How far one cost may be off against the others."""
-_ROUNDS = 5
+_ROUNDS = 8
+_UNUSUAL = 1.345
+"""Standard deviations beyond which a measurement counts less: Huber's choice."""
 _SPREAD = 0.1
 """How far measurements of the same work differ, as a share, before there are enough to say; it counts like `_SPREAD_COUNT` of them."""
 _SPREAD_COUNT = 2.0
@@ -136,10 +138,16 @@ class _Part:
         x *= factor
         held = 1 / (_LOOSE if counted else _LOOSE_AT_FIRST) ** 2
         self._costs = np.ones(len(built_in))
+        trusted = weights
         for _ in range(_ROUNDS):
             # errors are shares of what is predicted: as shares of what was measured, the quickest restores would count most
             scale = np.maximum(x @ self._costs, _SHORT)
-            self._costs = _solve(x / scale[:, None], y / scale, weights / _SPREAD**2, held)
+            self._costs = _solve(x / scale[:, None], y / scale, trusted / _SPREAD**2, held)
+            scale = np.maximum(x @ self._costs, _SHORT)
+            residuals = (y - x @ self._costs) / scale
+            # one that other work on the machine has slowed down must not bend the rest (Huber's weights)
+            usual = max(float(np.median(np.abs(residuals))) * 1.4826, _SPREAD) if len(y) else _SPREAD
+            trusted = weights * np.minimum(1.0, _UNUSUAL * usual / np.maximum(np.abs(residuals), 1e-9))
         scale = np.maximum(x @ self._costs, _SHORT)
         residuals = (y - x @ self._costs) / scale
         variance = (_SPREAD_COUNT * _SPREAD**2 + float(weights @ residuals**2)) / (_SPREAD_COUNT + counted)
