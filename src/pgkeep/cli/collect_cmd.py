@@ -53,12 +53,14 @@ def command(context: Context, repository: str | None, dry_run: bool) -> None:
 
 def _collect(context: Context, settings: RepositorySettings, dry_run: bool) -> dict[str, object]:
     from pgkeep.collection import CollectRequest, run_collect
+    from pgkeep.config import state_directory
     from pgkeep.opening import open_repository
 
-    rules = settings.collection
-    request = CollectRequest(timedelta(seconds=rules.grace), rules.live_share, dry_run)
+    rules, repository = settings.collection, open_repository(settings)
+    memory = state_directory() / "collect" / f"{repository.id}.sqlite"
+    request = CollectRequest(timedelta(seconds=rules.grace), rules.live_share, dry_run, memory)
     with context.progress() as progress:
-        report = run_collect(request, open_repository(settings), progress)
+        report = run_collect(request, repository, progress)
     _show(context.output, settings, report, dry_run)
     refused = [{"object": name, "error": error} for name, error in report.refused]
     return {**asdict(report), "refused": refused}

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from pgkeep.collection.live import LiveContents, PackUse
+from pgkeep.collection.references import ReferenceMemory, References
 from pgkeep.errors import DamageError, StoreError
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
@@ -56,22 +59,25 @@ _INDEX_ENTRIES = 1_000_000
 class CollectRequest:
     """``grace`` is what passes between a tombstone and its deletion, and how old a pack must be. ``live_share``: packs of which less is needed are stored anew.
 
-    ``dry_run``: nothing is written.
+    ``dry_run``: nothing is written. ``memory``: a file of this machine, of this repository alone, where it is remembered what listings and maps
+    lead to; None: they are read each time.
     """
 
     grace: timedelta = timedelta(days=1)
     live_share: float = 0.5
     dry_run: bool = False
+    memory: Path | None = None
 
 
 @dataclass
 class CollectReport:
     """What was done; sizes are stored bytes of packs, ``waiting`` what earlier runs have doomed and whose time has not come.
 
-    ``refused`` are the packs that the store did not delete, with what it said.
+    ``read`` are the listings and maps that were read from the repository. ``refused`` are the packs that the store did not delete, with what it said.
     """
 
     backups: int = 0
+    read: int = 0
     packs: int = 0
     size: int = 0
     live: int = 0
@@ -95,15 +101,20 @@ def run_collect(request: CollectRequest, repository: Repository, progress: Progr
     with repository.lease("collection") as lease:
         if lease.took_over:
             repository.adopt_orphans()
-        return _Collector(request, repository, lease, progress or Silent()).run()
+        with ExitStack() as stack:
+            memory = None if request.memory is None else stack.enter_context(ReferenceMemory(request.memory))
+            return _Collector(request, repository, lease, References(repository, memory), progress or Silent()).run()
 
 
 class _Collector:
-    def __init__(self, request: CollectRequest, repository: Repository, lease: Lease, progress: Progress) -> None:
+    def __init__(
+        self, request: CollectRequest, repository: Repository, lease: Lease, references: References, progress: Progress
+    ) -> None:
         self._request = request
         self._repository = repository
         self._store = repository.store
         self._lease = lease
+        self._references = references
         self._progress = progress
         # the store's clock has dated the packs and the tombstones, too
         self._now: datetime = self._store.info(lease.name).modified
@@ -118,10 +129,13 @@ class _Collector:
         # after the backups: what they need is in the index before they are listed
         self._repository.index.refresh()
         doomed = frozenset[str]().union(*(tombstone.packs for tombstone in tombstones))
-        live = LiveContents(self._repository, doomed, frozenset(read_distrusted(self._store)))
+        live = LiveContents(
+            self._repository, doomed, frozenset(read_distrusted(self._store)), references=self._references
+        )
         self._progress.phase("finding out what the backups need", len(backups))
         live.add(sorted(backups), self._progress)
-        self.report.backups = len(backups)
+        self.report.backups, self.report.read = len(backups), self._references.read
+        self._references.forget_others(live.seen)
         tombstones = [tombstone for tombstone in tombstones if not self._is_needed(tombstone, live)]
         due = [tombstone for tombstone in tombstones if self._is_due(tombstone)]
         self.report.waiting = sum(len(tombstone.packs) for tombstone in tombstones if tombstone not in due)

@@ -1,7 +1,6 @@
 """Which contents the backups need, and where these are: a mark for each row of the index.
 
-Listings and maps that backups share are read once, so that a run costs what the backups differ in. Memory is a byte for each row of the
-index, and 32 for each listing and map.
+Listings and maps that backups share are looked at once. Memory is a byte for each row of the index, and 32 for each listing and map.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from pgkeep.collection.references import Ids, References
 from pgkeep.errors import DamageError
 from pgkeep.progress import Progress
 from pgkeep.repository import Repository
 from pgkeep.repository.index import IndexSegment, Location
 from pgkeep.repository.manifests import BackupName
-from pgkeep.repository.maps import FileEntry, decode_listing
-from pgkeep.repository.page_map import decode_map
 from pgkeep.repository.store import ObjectMissing
 
 __all__ = ["LiveContents", "PackUse"]
@@ -28,8 +26,6 @@ _GOOD, _DOOMED, _DISTRUSTED = range(3)
 
 _BATCH = 1 << 16
 """Ids that are looked up at once."""
-
-Ids = npt.NDArray[np.bytes_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +47,14 @@ class LiveContents:
     repository: Repository
     doomed: Collection[str] = ()
     distrusted: frozenset[str] = frozenset()
+    references: References = field(kw_only=True)
     needed: set[str] = field(default_factory=set)
     _seen: set[bytes] = field(default_factory=set)
     _marks: list[tuple[IndexSegment, npt.NDArray[np.bool_], npt.NDArray[np.uint8]]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._waiting: list[Ids] = []
+        self._waiting_ids = 0
         self._marks = [
             (
                 segment,
@@ -74,41 +72,39 @@ class LiveContents:
 
         Raises DamageError where a backup's tree cannot be read, or a content of it is nowhere: then nobody knows what is needed.
         """
-        reader = self.repository.reader()
         for name in names:
             try:
                 manifest = self.repository.catalog.read(name)
             except ObjectMissing:
                 continue
-            for directory in manifest.directories:
-                for listing in directory.listings:
-                    if listing not in self._seen:
-                        self._need([listing])
-                        for entry in decode_listing(reader.get(listing)):
-                            self._need_file(entry)
+            self._add([listing for directory in manifest.directories for listing in directory.listings])
             self._mark()
             progress.advance(1)
 
-    def _need_file(self, entry: FileEntry) -> None:
-        encoded = entry.extents
-        if entry.map_id is not None:
-            if entry.map_id in self._seen:
-                return
-            self._need([entry.map_id])
-            encoded = self.repository.reader().get(entry.map_id)
-        if encoded:
-            self._waiting.append(np.unique(decode_map(encoded)["id"].view("S32")))
-            if sum(map(len, self._waiting)) >= _BATCH:
-                self._mark()
+    def _add(self, listings: Iterable[bytes]) -> None:
+        for leads in self.references.of_listings(self._new(listings)):
+            self._wait(leads.content_ids())
+            for of_map in self.references.of_maps(self._new(leads.map_ids())):
+                self._wait(of_map.content_ids())
 
-    def _need(self, meta: list[bytes]) -> None:
-        self._seen.update(meta)
-        self._waiting.append(np.array(meta, "S32"))
+    def _new(self, meta: Iterable[bytes]) -> list[bytes]:
+        """Those listings or maps that were not seen yet; they are needed, too."""
+        new = [each for each in dict.fromkeys(meta) if each not in self._seen]
+        self._seen.update(new)
+        if new:
+            self._wait(np.array(new, "S32"))
+        return new
+
+    def _wait(self, ids: Ids) -> None:
+        self._waiting.append(ids)
+        self._waiting_ids += len(ids)
+        if self._waiting_ids >= _BATCH:
+            self._mark()
 
     def _mark(self) -> None:
         if not self._waiting:
             return
-        left, self._waiting = np.unique(np.concatenate(self._waiting)), []
+        left, self._waiting, self._waiting_ids = np.unique(np.concatenate(self._waiting)), [], 0
         for rank in (_GOOD, _DOOMED):
             for segment, marks, ranks in self._marks:
                 rows, numbers = segment.rows_of(left)
@@ -136,9 +132,14 @@ class LiveContents:
         # what was to become of these is decided anew
         self.needed.update(packs.intersection(self.doomed))
 
+    @property
+    def seen(self) -> Collection[bytes]:
+        """The listings and maps of these backups, and of earlier ones."""
+        return self._seen
+
     def later(self, doomed: Collection[str]) -> LiveContents:
         """For backups that came since, of which only is looked at what no earlier one has; with the index as it is now."""
-        return LiveContents(self.repository, doomed, self.distrusted, _seen=self._seen)
+        return LiveContents(self.repository, doomed, self.distrusted, references=self.references, _seen=self._seen)
 
     def relied_on(self, going: Collection[str]) -> dict[str, list[Location]]:
         """Where backups will find what they need and what these packs, of which nothing is marked, have too: by pack of ``going``."""

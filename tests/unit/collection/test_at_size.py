@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pgkeep.collection.live import LiveContents
+from pgkeep.collection.references import References
 from pgkeep.repository import index as index_module
 from pgkeep.repository.parameters import Parameters
 from support.jobs import new_repository
@@ -40,7 +41,7 @@ def test_very_many_simulated_packs_are_reckoned_up_in_bounded_memory(tmp_path: P
 
     tracemalloc.start()
     begun = time.monotonic()
-    live = LiveContents(repository)
+    live = LiveContents(repository, references=References(repository))
     for first in range(0, len(needed), 100_000):
         live._waiting.append(needed[first : first + 100_000])
         live._mark()
