@@ -4,7 +4,7 @@
 SHELL = /bin/sh
 # Through the link: as root, .venv may lead to a place that PostgreSQL's account can enter, and the interpreter must know itself there.
 VENV = $(shell readlink -f .venv)
-JOBS = 2
+JOBS = 3
 
 .PHONY: help venv servers test check demo bench clean
 .NOTPARALLEL:

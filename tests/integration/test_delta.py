@@ -379,6 +379,7 @@ def test_the_plan_says_what_is_overwritten_and_what_is_removed(
     assert done["removed_bytes"] >= 1000
 
 
+@pytest.mark.parametrize("postgres_major", [18], scope="session")
 def test_a_restore_at_a_rate_takes_its_time(service: Service, work_dir: Path) -> None:
     """Ordinary and delta; and the threads that do it stand back, but nobody else."""
     for delta in (False, True):

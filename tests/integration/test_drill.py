@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from pgkeep.drill.memory import read_drills
 from pgkeep.restore.target import target_lsn
 from support.drill_fixtures import MakeDrilled, drilled, templates
@@ -65,6 +67,22 @@ def test_a_drill_restores_the_named_backup_to_the_named_target(drilled: MakeDril
     assert record.cause is None
     assert record.backup == manifest.id
     assert check_of(record, "tables").detail.endswith("2,500 rows")
+
+
+def test_a_target_that_is_the_very_record_of_a_commit_is_reached(drilled: MakeDrilled) -> None:
+    """By its LSN: the server replays it, and does not count it when it tells of the last transaction."""
+    cluster = drilled(17, checks=["tables"])
+    cluster.sql("INSERT INTO users (name) VALUES ('before')")
+    with psycopg.connect(cluster.server.dsn()) as connection:
+        connection.execute("INSERT INTO users (name) VALUES ('at the target')")
+        ((lsn,),) = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchall()
+    cluster.sql("INSERT INTO users (name) VALUES ('after it')")
+    cluster.ship()
+
+    record = cluster.drill(target=target_lsn(str(lsn)))
+
+    assert record.cause is None
+    assert check_of(record, "tables").detail.endswith("2,502 rows")
 
 
 def test_two_drills_at_once_leave_each_other_alone(drilled: MakeDrilled) -> None:

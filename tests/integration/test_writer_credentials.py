@@ -6,6 +6,7 @@ The policy that denies deletion is SeaweedFS's own; that puts must be conditiona
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -274,6 +275,8 @@ def test_a_lock_is_made_longer_for_what_newer_backups_share_and_never_shorter(lo
     ).encode()
     assert locked.bucket.request("PUT", f"auth/{name}", query={"retention": ""}, body=body).status == 403
 
+    # locks end in whole seconds
+    time.sleep(1.1)
     backup(locked.program.dsn, locked.repository, cluster="auth")
     dry = locked.program.succeed("repository", "lock", "--dry-run")
     done = locked.program.succeed("repository", "lock")

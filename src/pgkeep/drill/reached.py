@@ -30,12 +30,12 @@ def hold_reached(plan: RecoveryPlan, recovered: Recovered) -> tuple[Reached, Che
     if timeline < plan.stop_timeline or (timeline != plan.stop_timeline and not plan.open_ended):
         problem = f"recovery ended on timeline {timeline}, and was to end on timeline {plan.stop_timeline}"
     elif (
-        plan.stop_time is not None
-        and last != plan.stop_time
-        and not (plan.open_ended and last and last > plan.stop_time)
+        plan.told_time is not None
+        and last != plan.told_time
+        and not (plan.open_ended and last and last > plan.told_time)
     ):
         said = "none" if last is None else format_moment(last)
-        problem = f"the last transaction that was replayed ended {said}, and was to be that of {format_moment(plan.stop_time)}"
+        problem = f"the last transaction that was replayed ended {said}, and was to be that of {format_moment(plan.told_time)}"
     went = " and ".join(map(str, crossed))
     detail = f"LSN {lsn} on timeline {timeline}" + (f", along timelines {went}" if len(crossed) > 1 else "")
     if last is not None:

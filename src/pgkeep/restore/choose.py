@@ -318,7 +318,9 @@ def _plan(target: RecoveryTarget, best: _Stop, others: Sequence[_Stop], inventor
     if target.kind == "latest" and target.timeline is None and inventory.newest_timeline > path.timeline:
         notes.append(f"timeline {inventory.newest_timeline} is newer, but no backup leads to it")
     start_lsn = manifest.start_lsn
-    ended = best.branch.times.last_end_before(start_lsn, best.lsn)
+    ended = counted = best.branch.times.last_end_before(start_lsn, best.lsn)
+    if ended is not None and ended.end_lsn >= best.lsn and "recovery_target_lsn" in best.settings:
+        counted = best.branch.times.last_end_before(start_lsn, ended.lsn)
     return RecoveryPlan(
         target=target,
         backup=manifest.id,
@@ -328,6 +330,7 @@ def _plan(target: RecoveryTarget, best: _Stop, others: Sequence[_Stop], inventor
         stop_lsn=best.lsn,
         stop_timeline=best.timeline,
         stop_time=None if ended is None else ended.time,
+        told_time=None if counted is None else counted.time,
         next_time=_next_time(target, best),
         open_ended=best.open_ended,
         segment_size=manifest.wal.segment_size,

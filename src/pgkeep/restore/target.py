@@ -127,7 +127,8 @@ class RecoveryPlan:
     lies before it is replayed, and nothing behind it. Where ``open_ended``, the archive may have grown by then, and it may
     say more. ``stop_timeline`` is the timeline that the WAL just before ``stop_lsn`` belongs to; it may be an ancestor of
     ``path``'s own. ``stop_time`` is when the last transaction ended that is replayed, ``next_time`` when the
-    first ended that is not; None where there is none, or it is not known. ``settings`` are the ``recovery_target*`` parameters, without
+    first ended that is not; None where there is none, or it is not known. ``told_time`` is what the server will say of the former: it does not
+    count one at whose very record it stops by LSN (xlogrecovery.c, recoveryStopsAfter). ``settings`` are the ``recovery_target*`` parameters, without
     ``restore_command``; ``signal`` is the signal file's name.
     """
 
@@ -139,6 +140,7 @@ class RecoveryPlan:
     stop_lsn: LSN
     stop_timeline: int
     stop_time: datetime | None
+    told_time: datetime | None
     next_time: datetime | None
     open_ended: bool
     segment_size: int
