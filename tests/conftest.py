@@ -183,9 +183,9 @@ def s3_policy(s3_server: SeaweedServer) -> Iterator[SimulatedBucketPolicy]:
 
 @pytest.fixture
 def s3_bucket(request: pytest.FixtureRequest, s3_server: SeaweedServer) -> S3Bucket:
-    """An empty bucket for one test; with ``PGKEEP_S3_ADDS_ONLY`` one in which nobody deletes or overwrites."""
+    """An empty bucket for one test; with ``PGKEEP_S3_ADDS_ONLY`` one in which nobody deletes or overwrites but tests that are marked so."""
     bucket = s3_server.make_bucket()
-    if not _ADDS_ONLY:
+    if not _ADDS_ONLY or request.node.get_closest_marker("deletes"):
         return bucket
     bucket.deny_deletion()
     policy: SimulatedBucketPolicy = request.getfixturevalue("s3_policy")

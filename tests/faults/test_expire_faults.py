@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from support.fault_proxy import Message
     from support.seaweed import S3Bucket, SeaweedServer
 
+pytestmark = pytest.mark.deletes
+
+
 _SEED = int(os.environ.get("PGKEEP_FAULT_SEED", "20261123"))
 SYSTEM = 7123
 SIZE = 16 << 20

@@ -6,6 +6,8 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pgkeep.collection import CollectRequest, run_collect
 from pgkeep.policy import ExpireRequest, run_expire
 from pgkeep.repository import Repository, open_store
@@ -17,6 +19,9 @@ from support.tiny_backups import contents_of, make_backup, page
 if TYPE_CHECKING:
     from support.fault_proxy import FaultProxy
     from support.seaweed import S3Bucket
+
+pytestmark = pytest.mark.deletes
+
 
 _SEED = int(os.environ.get("PGKEEP_KILL_SEED", "20261123"))
 _REQUEST = CollectRequest(grace=timedelta(0), live_share=0.9)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from support.seaweed import S3Bucket
     from support.servers import MakeServer
 
+pytestmark = pytest.mark.deletes
+
 
 @pytest.mark.parametrize("where", ["directory", "bucket"])
 def test_after_expiry_two_runs_free_the_space_and_every_backup_restores(

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from support.seaweed import S3Bucket
     from support.servers import MakeServer
 
+pytestmark = pytest.mark.deletes
+
+
 SETTINGS: dict[str, str | int | bool] = {
     "wal_keep_size": "1GB",
     "max_wal_size": "2GB",

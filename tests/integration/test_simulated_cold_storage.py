@@ -179,6 +179,7 @@ def kill_in_the_middle(vault: Vault) -> None:
     glacier.silent_after = None
 
 
+@pytest.mark.deletes
 def test_a_move_that_is_killed_is_finished_by_the_next_one(vault: Vault) -> None:
     """The record comes first, so that nobody takes for hot what may be cold by now; moving again costs nothing for what is there."""
     copies = [0]

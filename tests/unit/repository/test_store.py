@@ -21,6 +21,9 @@ from pgkeep.repository.store import Capabilities, ObjectExists, ObjectMissing, S
 if TYPE_CHECKING:
     from support.seaweed import S3Bucket
 
+pytestmark = pytest.mark.deletes
+
+
 KINDS = ["directory", "bucket", "bucket without conditions"]
 
 
