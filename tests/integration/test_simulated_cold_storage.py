@@ -225,6 +225,21 @@ def test_verify_passes_over_what_must_be_thawed_and_says_so(settled: Vault, work
     assert "cannot be read to export it" in said["error"]["message"]
 
 
+def test_a_random_drill_passes_over_what_must_be_thawed_and_one_that_names_it_is_refused(
+    settled: Vault, work_dir: Path
+) -> None:
+    drills = server_place(work_dir / "drills")
+    settled.configure(RULE, f'drill = {{ directory = "{drills}", checks = ["tables"] }}')
+    record = settled.program.succeed("drill", "--random", "--seed", "1")
+    code, refused = settled.program.run("drill", "--backup", settled.old, "--immediate")
+
+    assert (record["state"], record["backup"]) == ("passed", settled.new)
+    assert f"backup {settled.old} was passed over: it must be thawed before it can be restored" in record["notes"]
+    assert code == 9
+    assert "must be thawed first" in refused["cause"]
+    assert "pgkeep thaw" in refused["remedy"]
+
+
 def test_the_next_backup_rests_on_nothing_that_is_archived(settled: Vault) -> None:
     sql(settled.server.dsn(), "CREATE TABLE IF NOT EXISTS more AS SELECT 1 AS i")
 

@@ -7,7 +7,7 @@ breaks first.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 
@@ -52,14 +52,24 @@ def window_of(repository: Repository, cluster: str, stamps: Sequence[WalStamp]) 
     return read_overview(repository, newest, own, stamps)
 
 
-def random_moment(overview: Overview, manifests: Sequence[Manifest], seed: int, backup: str | None = None) -> Moment:
-    """The same for the same window and seed; ``backup`` where only the target is to be chosen. Raises NotFoundError."""
+def random_moment(
+    overview: Overview,
+    manifests: Sequence[Manifest],
+    seed: int,
+    backup: str | None = None,
+    *,
+    besides: Collection[str] = (),
+) -> Moment:
+    """The same for the same window and seed; ``backup`` where only the target is to be chosen, ``besides`` are backups to leave out.
+
+    Raises NotFoundError.
+    """
     born = {manifest.id: manifest.timeline for manifest in manifests}
     choices = [
         (window, start)
         for window in overview.windows
         for start in window.starts
-        if backup in {None, start.backup} and start.lsn <= window.end_lsn
+        if backup in {None, start.backup} and start.backup not in besides and start.lsn <= window.end_lsn
     ]
     if not choices:
         raise NotFoundError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
 
+from pgkeep.cold.needs import ColdBackup
 from pgkeep.config import Cluster, DrillSettings
 from pgkeep.drill.findings import Findings
 from pgkeep.drill.fingerprint import SourceFingerprints
@@ -67,12 +68,31 @@ class Planner:
         self, place: DrillPlace, incident: Incident | None, fingerprints: SourceFingerprints | None
     ) -> RestorePlan:
         """Raises what `make_plan` raises; NotFoundError where the latest is not what is latest; RecoveryError for WAL that does not come."""
-        wanted = self._wanted(incident, fingerprints)
-        plan = self._find_plan(place, wanted, own=bool(incident or fingerprints))
+        plan = self._find_warm(place, incident, fingerprints)
         self._found.plan = plan
         self._refuse_older_timeline(plan)
         self._predict(plan)
         return plan
+
+    def _find_warm(
+        self, place: DrillPlace, incident: Incident | None, fingerprints: SourceFingerprints | None
+    ) -> RestorePlan:
+        """A random moment is looked for among those that need not be thawed first."""
+        cold: dict[str, ColdBackup] = {}
+        while True:
+            try:
+                wanted = self._wanted(incident, fingerprints, cold)
+            except NotFoundError:
+                if not cold:
+                    raise
+                raise next(iter(cold.values())) from None
+            try:
+                return self._find_plan(place, wanted, own=bool(incident or fingerprints))
+            except ColdBackup as error:
+                if not self._request.random or wanted[0] is None or wanted[0] == self._request.backup:
+                    raise
+                cold[wanted[0]] = error
+                self._note(f"backup {wanted[0]} was passed over: it must be thawed before it can be restored")
 
     def rpo(self) -> Rpo | None:
         """How old the newest moment was that could be recovered when the drill began."""
@@ -87,7 +107,7 @@ class Planner:
         return Rpo(seconds=seconds, objective=self._cluster.objectives.rpo, newest=newest)
 
     def _wanted(
-        self, incident: Incident | None, fingerprints: SourceFingerprints | None
+        self, incident: Incident | None, fingerprints: SourceFingerprints | None, cold: Collection[str]
     ) -> tuple[str | None, RecoveryTarget | None]:
         """Backup and target; sets what is recorded of the target."""
         request, backup = self._request, self._request.backup
@@ -106,7 +126,7 @@ class Planner:
         if request.random:
             overview = self._window()
             manifests = list(self._repository.catalog.read_all(self._cluster.name))
-            moment = random_moment(overview, manifests, self._found.seed, backup)
+            moment = random_moment(overview, manifests, self._found.seed, backup, besides=cold)
             self._found.target = DrillTarget(
                 how="random", asked=f"--random --seed {self._found.seed}", kind=moment.target.kind
             )
