@@ -13,6 +13,7 @@ from pgkeep.errors import BusyError, NotFoundError, RepositoryError
 from pgkeep.postgres.server import ThrowawayServer
 from pgkeep.repository import KeyFile, Repository, open_store
 from pgkeep.repository.contents import Parameters
+from pgkeep.repository.distrust import read_distrusted
 from pgkeep.verify import VerifyRequest, run_verify
 from support.jobs import KEY, SMALL, backup, restore
 from support.servers import TEST_SETTINGS, run_program, sql
@@ -241,11 +242,14 @@ def test_what_is_damaged_or_gone_is_mended_from_the_other_repository(
     wal[1].unlink()
     next(root.glob("clusters/*/backups/*")).write_bytes(b"no manifest")
     assert damage_in(empty)
+    distrusted = read_distrusted(empty.store)
 
     report = run_mend(CopyRequest(), source, opened_anew(empty))
 
     assert report.failures == []
     assert len(report.mended) == 6
+    assert len(distrusted) >= 2
+    assert read_distrusted(empty.store) == {}
     assert damage_in(empty) == []
     expect_restores(server, empty, manifests[0].id, work_dir / "restored")
 

@@ -20,6 +20,7 @@ from pgkeep.copies.walk import CommonBackup
 from pgkeep.errors import DamageError
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
+from pgkeep.repository.distrust import note_distrusted
 from pgkeep.repository.index import Index, Location
 from pgkeep.repository.manifests import BackupName
 from pgkeep.repository.packs import check_hash
@@ -56,6 +57,8 @@ def run_mend(
         mender = _Mender(transfer)
         mender.look()
         mender.mend_packs()
+        # those that are gone have gone for what was stored in their stead
+        note_distrusted(destination.store, whole=[name for name in mender.report.mended if name.startswith("packs/")])
         mender.mend_manifests()
         mender.mend_wal()
     return mender.report
