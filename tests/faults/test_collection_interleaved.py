@@ -23,6 +23,7 @@ from pgkeep.errors import BusyError, DamageError, PgkeepError, UsageError
 from pgkeep.policy import ExpireRequest, run_expire
 from pgkeep.repository import Repository, leases, open_store
 from pgkeep.repository.parameters import Parameters
+from pgkeep.repository.store import ObjectMissing
 from support.interleaving import Gate, GatedStore, Killed
 from support.jobs import KEY, new_repository
 from support.tiny_backups import PAGE, contents_of, make_backup
@@ -30,6 +31,7 @@ from support.tiny_backups import PAGE, contents_of, make_backup
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pgkeep.repository.manifests import BackupName, Manifest
     from pgkeep.repository.store import Store
 
 SECONDS = float(os.environ.get("PGKEEP_INTERLEAVINGS", "0"))
@@ -84,8 +86,8 @@ class Round:
                     repository.adopt_orphans()
                 names = [name for name in repository.catalog.names() if name.system_identifier == system]
                 kept = []
-                if names and chance.random() < 0.8:
-                    parent = repository.catalog.read(names[-1])
+                parent = self.parent(repository, names)
+                if parent is not None and chance.random() < 0.8:
                     kept = [file.entry for file in repository.tree(parent).files() if chance.random() < 0.7]
                 # few contents, so that what one has expired another stores again
                 files = {
@@ -96,6 +98,14 @@ class Round:
                 return "backup"
 
         return back_up
+
+    @staticmethod
+    def parent(repository: Repository, names: list[BackupName]) -> Manifest | None:
+        """As the real job chooses it: the newest that has not expired since the listing."""
+        for name in reversed(names):
+            with contextlib.suppress(ObjectMissing):
+                return repository.catalog.read(name)
+        return None
 
     def collector(self, repository: Repository, chance: random.Random) -> str:
         report = run_collect(CollectRequest(grace=timedelta(0), live_share=chance.random()), repository)

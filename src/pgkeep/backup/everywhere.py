@@ -16,6 +16,7 @@ from pgkeep.errors import BusyError, DamageError, KeyFailure, PgkeepError, Repos
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
 from pgkeep.repository.manifests import Manifest
+from pgkeep.repository.store import ObjectMissing
 
 __all__ = ["Stored", "run_backup_everywhere"]
 
@@ -80,7 +81,8 @@ def _newest(repository: Repository, cluster: str) -> str:
         try:
             if catalog.read(name).cluster == cluster:
                 return name.id
-        except DamageError:
+        except (DamageError, ObjectMissing):
+            # verify tells of the one, and the other has expired since the listing
             continue
     return ""
 

@@ -18,6 +18,7 @@ from pgkeep.postgres.upload_manifest import upload_manifest
 from pgkeep.repository import Repository
 from pgkeep.repository.distrust import read_distrusted
 from pgkeep.repository.manifests import Manifest
+from pgkeep.repository.store import ObjectMissing
 from pgkeep.units import format_time
 
 if TYPE_CHECKING:
@@ -197,6 +198,9 @@ def _backups(repository: Repository, system_identifier: int, cluster: str, damag
                 manifest = catalog.read(name)
             except DamageError as error:
                 damaged.append(str(error))
+                continue
+            except ObjectMissing:
+                # expired since the listing
                 continue
             if manifest.cluster == cluster:
                 yield manifest

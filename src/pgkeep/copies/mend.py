@@ -176,7 +176,7 @@ class _Mender:
             archive = destination.wal(name.system_identifier)
             try:
                 segments = destination.catalog.read(name).wal.segments
-            except DamageError:
+            except (DamageError, ObjectMissing):
                 continue
             for segment in segments:
                 if not archive.exists(segment):

@@ -15,6 +15,7 @@ from pgkeep.repository.content_reader import ContentReader
 from pgkeep.repository.manifests import BackupName, Manifest
 from pgkeep.repository.maps import Directory, FileEntry, decode_listing
 from pgkeep.repository.page_map import Extents, decode_map, no_extents
+from pgkeep.repository.store import ObjectMissing
 
 __all__ = ["CommonBackup", "KnownFile", "changed_files", "find_common", "map_of"]
 
@@ -84,7 +85,7 @@ def find_common(source: Repository, destination: Repository, manifest: Manifest)
         name = BackupName(backup_id, system)
         try:
             mine, theirs = source.catalog.read(name), destination.catalog.read(name)
-        except DamageError:
+        except (DamageError, ObjectMissing):
             continue
         if _same_shape(mine.directories, theirs.directories):
             return CommonBackup(mine, source.reader(), theirs, destination.reader())

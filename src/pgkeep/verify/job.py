@@ -98,6 +98,9 @@ def _verify_backups(
             except DamageError as error:
                 report.damage.append(Damage(error.object_name, error.path, str(error)))
                 continue
+            except ObjectMissing:
+                # expired since the listing
+                continue
             if request.cluster in {None, manifest.cluster}:
                 manifests.append(manifest)
     for manifest in manifests:
