@@ -43,9 +43,8 @@ def test_the_next_backup_has_the_newest_that_is_there_for_its_parent(
     assert everywhere._newest(repository, "c1") == manifest.id
 
 
-def test_a_copy_finds_what_both_have(repository: Repository, manifest: Manifest) -> None:
-    later = make_backup(repository, 1, {b"b": page("b")})
-    assert find_common(repository, repository, later) is not None
+def test_a_copy_finds_nothing_that_both_have(repository: Repository, manifest: Manifest) -> None:
+    assert find_common(repository, repository, manifest) is None
 
 
 def test_a_verification_finds_no_damage_in_what_is_gone(repository: Repository, manifest: Manifest) -> None:
