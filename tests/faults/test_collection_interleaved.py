@@ -84,6 +84,7 @@ class Round:
             with repository.lease(f"backup of cluster {system}") as lease:
                 if lease.took_over:
                     repository.adopt_orphans()
+                watch = repository.doom_watch()
                 names = [name for name in repository.catalog.names() if name.system_identifier == system]
                 kept = []
                 parent = self.parent(repository, names)
@@ -94,7 +95,7 @@ class Round:
                     f"f{chance.randrange(12)}".encode(): f"{chance.randrange(14)}".encode().ljust(PAGE, b".")
                     for _ in range(chance.randrange(6))
                 }
-                make_backup(repository, system, files, kept)
+                make_backup(repository, system, files, kept, watch)
                 return "backup"
 
         return back_up

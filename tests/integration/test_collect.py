@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pgkeep.repository import Repository
+from pgkeep.backup.incremental import plan_backup
+from pgkeep.collection import CollectReport, CollectRequest, run_collect
+from pgkeep.repository import Repository, open_store
+from pgkeep.repository.doomed import read_tombstones
 from support.buckets import BucketProgram
+from support.jobs import KEY, backup, new_repository
 from support.servers import sql
+from support.tiny_backups import contents_of, remove_backup
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pgkeep.backup.incremental import BackupPlan
     from support.seaweed import S3Bucket
     from support.servers import MakeServer
 
@@ -48,11 +55,40 @@ def test_after_expiry_two_runs_free_the_space_and_every_backup_restores(
     assert program.succeed("verify")["damage"] == []
     sql(server.dsn(), "UPDATE words SET word = 'new' WHERE i % 100 = 0")
     third = program.succeed("backup")["backups"][0]["id"]
-    for number, backup in enumerate((second, third)):
+    for number, each in enumerate((second, third)):
         target = work_dir / f"restored-{number}"
-        program.succeed("restore", backup, "--target-dir", target, "--immediate")
+        program.succeed("restore", each, "--target-dir", target, "--immediate")
         assert (target / "PG_VERSION").exists()
     assert program.succeed("verify")["damage"] == []
+
+
+def test_a_backup_spares_what_was_doomed_after_it_had_chosen_its_parent(
+    make_server: MakeServer, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent may have gone by then, and what that alone needed is the new backup's."""
+    server = make_server(17, settings={"summarize_wal": True})
+    repository = new_repository(work_dir / "repository")
+    parent = backup(server.dsn(), repository)
+
+    def and_then_it_goes(*arguments: Any, **options: Any) -> BackupPlan:
+        plan = plan_backup(*arguments, **options)
+        assert plan.parent is not None
+        remove_backup(repository, parent)
+        assert collect(repository).doomed > 0
+        return plan
+
+    monkeypatch.setattr("pgkeep.backup.job.plan_backup", and_then_it_goes)
+    child = backup(server.dsn(), repository)
+
+    assert child.parent == parent.id
+    (tombstone,) = read_tombstones(repository.store)
+    assert tombstone.spared
+    assert contents_of(repository, child)
+
+
+def collect(repository: Repository) -> CollectReport:
+    """As a process of its own does it, without grace."""
+    return run_collect(CollectRequest(grace=timedelta(0)), Repository.open(open_store(repository.store.url), KEY))
 
 
 def _size(repository: Repository) -> int:

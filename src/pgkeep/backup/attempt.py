@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pgkeep.backup.deep_check import UnexplainedPages
     from pgkeep.backup.local import LocalPlace
     from pgkeep.backup.parent import ParentBackup
+    from pgkeep.repository.doomed import DoomWatch
 
 __all__ = ["Attempts"]
 
@@ -38,6 +39,7 @@ class Attempts:
     """What all attempts at one backup share.
 
     ``place`` is the data directory that is read, None to read over the wire; ``choice`` are notes that say why.
+    ``doom`` is older than the choice of a parent.
     """
 
     request: BackupRequest
@@ -48,6 +50,7 @@ class Attempts:
     history: TimelineHistory
     place: LocalPlace | None
     choice: list[str]
+    doom: DoomWatch
 
     def make(self, plan: BackupPlan, *, verify_on_server: bool) -> Manifest:
         """Take the backup; its manifest, once it is durable.
@@ -62,8 +65,7 @@ class Attempts:
             source = stack.enter_context(self._source(plan, parent, verify_on_server=verify_on_server))
             archive = repository.wal(self.identity.system_identifier)
             wal = stack.enter_context(WalCollector(request.dsn, archive, progress))
-            doom = repository.doom_watch()
-            writer = stack.enter_context(repository.writer(doom))
+            writer = stack.enter_context(repository.writer(self.doom))
             changes = self._changes(parent, writer, watch)
             assembler = stack.enter_context(
                 FileAssembler(
@@ -125,7 +127,7 @@ class Attempts:
                 notes=[*self.choice, *plan.reasons, *how.reasons, *alarms],
                 writer=f"pgkeep {__version__}",
             )
-            doom.spare_later_ones()
+            self.doom.spare_later_ones()
             repository.catalog.commit(manifest)
         return manifest
 

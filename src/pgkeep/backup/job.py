@@ -18,6 +18,7 @@ from pgkeep.repository.manifests import Manifest
 
 if TYPE_CHECKING:
     from pgkeep.backup.local import LocalPlace
+    from pgkeep.repository.doomed import DoomWatch
 
 __all__ = ["BackupRequest", "run_backup"]
 
@@ -50,12 +51,12 @@ def run_backup(request: BackupRequest, repository: Repository, progress: Progres
     place, choice = _choose_place(request, identity)
     for note in choice:
         progress.note(note)
-    with _claim(repository, identity, progress):
+    with _claim(repository, identity, progress) as doom:
         plan = plan_backup(request, repository, identity, shape, history, local=place is not None)
         if (plan.parent is not None or plan.mends) and not plan.incremental:
             for reason in plan.reasons:
                 progress.note(f"reading everything: {reason}")
-        attempts = Attempts(request, repository, progress, identity, shape, history, place, choice)
+        attempts = Attempts(request, repository, progress, identity, shape, history, place, choice, doom)
         manifest = _attempt(attempts, plan)
         # under the lease: what a writer without one leaves behind when it is killed, nobody removes
         _index_times(repository, manifest, progress)
@@ -100,11 +101,12 @@ def _attempt(attempts: Attempts, plan: BackupPlan) -> Manifest:
 
 
 @contextmanager
-def _claim(repository: Repository, identity: SystemIdentity, progress: Progress) -> Iterator[None]:
+def _claim(repository: Repository, identity: SystemIdentity, progress: Progress) -> Iterator[DoomWatch]:
+    """The lease, and what was doomed before anything was looked at that the backup will rest on: its parent may go any time."""
     with repository.lease(f"backup of cluster {identity.system_identifier}") as lease:
         if lease.took_over and (packs := repository.adopt_orphans()):
             progress.note(f"a backup was killed before: {packs} packs that it left are used again")
-        yield
+        yield repository.doom_watch()
 
 
 def _index_times(repository: Repository, manifest: Manifest, progress: Progress) -> None:

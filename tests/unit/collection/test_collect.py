@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from support.tiny_backups import contents_of, expect_whole, make_backup, page, r
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from pgkeep.repository.manifests import Manifest
     from pgkeep.repository.maps import FileEntry
@@ -197,6 +199,36 @@ def test_a_backup_that_came_just_before_the_tombstone_is_seen(
 
     assert "a backup came meanwhile" in report.notes[0]
     assert contents_of(Repository.open(open_store(repository.store.url), KEY), child) == {b"z": plain}
+
+
+def test_a_backup_that_is_listed_while_a_collector_is_about_to_delete_what_its_parent_needed_is_whole(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent goes, its packs are doomed, and the backup comes after the collector's look at the backups, but before that at the leases."""
+    make_backup(repository, 1, {b"k": page("k")})
+    plain = page("a")
+    parent = make_backup(repository, 2, {b"a": plain})
+    writer = Repository.open(open_store(repository.store.url), KEY)
+    children: list[Manifest] = []
+    with ExitStack() as stack:
+        stack.enter_context(writer.lease("backup of cluster 2"))
+        watch = writer.doom_watch()
+        kept = entries_of(writer, parent)
+        remove_backup(repository, parent)
+        assert collect(repository).doomed == 2
+        assert collect(repository).waiting == 2
+
+        def after_the_backup(store: Store) -> dict[str, datetime]:
+            if not children:
+                children.append(make_backup(writer, 2, {}, kept, watch))
+                stack.close()
+            return read_distrusted(store)
+
+        monkeypatch.setattr("pgkeep.collection.job.read_distrusted", after_the_backup)
+        late = collect(repository)
+
+    assert late.deleted == 0
+    assert contents_of(Repository.open(open_store(repository.store.url), KEY), children[0]) == {b"a": plain}
 
 
 def test_nothing_goes_while_whoever_was_at_work_then_still_is(repository: Repository) -> None:
