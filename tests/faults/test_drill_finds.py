@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,37 +14,18 @@ from pgkeep.drill.request import DrillRequest, Source
 from pgkeep.drill.runner import run_drill
 from pgkeep.errors import DamageError, Interrupted, KeyFailure, NotFoundError, ProofError, RecoveryError
 from pgkeep.postgres.account import give_to
-from pgkeep.progress import Silent
 from pgkeep.repository import KeyFile, Repository, open_store
 from support.drill_fixtures import MakeDrilled, drilled, templates
-from support.drills import Drilled, check_of, new_timeline
+from support.drills import AtPhase, check_of, new_timeline
+from support.killed_drills import kill_drill
 from support.servers import run_program
 
 __all__ = ["drilled", "templates"]
 
 
-class AtPhase(Silent):
-    """Does something when a phase begins."""
-
-    def __init__(self, name: str, act: object) -> None:
-        self._name, self._act = name, act
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        if name == self._name and callable(self._act):
-            self._act()
-
-
-def write_segments(cluster: Drilled, count: int) -> None:
-    for number in range(count):
-        cluster.sql(f"INSERT INTO users (name) SELECT 'more {number}' FROM generate_series(1, 300)")
-        cluster.sql("SELECT pg_switch_wal()")
-    cluster.sql("INSERT INTO users (name) VALUES ('last')")
-    cluster.ship()
-
-
 def test_a_lost_wal_segment(drilled: MakeDrilled) -> None:
     cluster = drilled()
-    write_segments(cluster, 4)
+    cluster.write_segments(4)
     lost = cluster.wal()[-3]
     lost.unlink()
     record = cluster.drill()
@@ -62,7 +39,7 @@ def test_a_lost_wal_segment(drilled: MakeDrilled) -> None:
 
 def test_wal_that_is_lost_while_it_is_replayed_leaves_the_server_short_of_its_target(drilled: MakeDrilled) -> None:
     cluster = drilled()
-    write_segments(cluster, 30)
+    cluster.write_segments(30)
 
     def lose() -> None:
         for path in cluster.wal()[8:]:
@@ -183,35 +160,10 @@ def test_pages_that_carry_no_checksums_are_no_proof_by_themselves(drilled: MakeD
     assert "carry no checksums" in str(record.cause)
 
 
-_KILLED = """
-import os, pickle, signal, sys
-sys.path[:0] = sys.argv[2].split(":")
-from pathlib import Path
-from pgkeep.drill.request import DrillRequest, Source
-from pgkeep.drill.runner import run_drill
-from pgkeep.progress import Silent
-from pgkeep.repository import Repository, open_store
-from support.jobs import KEY
-
-class Dying(Silent):
-    def phase(self, name, total=None):
-        if name == sys.argv[3]:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-place = Path(sys.argv[1])
-cluster = pickle.loads((place / "settings").read_bytes())
-source = Source("main", lambda: Repository.open(open_store(str(place / "repository")), KEY))
-run_drill(DrillRequest(), cluster, [source], Dying())
-"""
-
-
 @pytest.mark.parametrize("phase", ["writing", "recovering", "checking tables"])
 def test_what_a_killed_drill_leaves_is_cleared_by_the_next(drilled: MakeDrilled, phase: str) -> None:
     cluster = drilled(checks=["tables"])
-    (cluster.place / "settings").write_bytes(pickle.dumps(cluster.settings))
-    words = [sys.executable, "-c", _KILLED, cluster.place, os.pathsep.join(path for path in sys.path if path), phase]
-    answer = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, timeout=120)
-    assert answer.returncode == -signal.SIGKILL, answer.stderr
+    kill_drill(cluster, phase)
     (killed, *processes) = cluster.left_behind()
     facts = json.loads((cluster.directory / killed / "drill.json").read_text())
     assert bool(processes) == (phase == "checking tables")

@@ -15,6 +15,7 @@ from pgkeep.drill.request import DrillRequest, Source
 from pgkeep.drill.runner import run_drill
 from pgkeep.postgres.account import give_to
 from pgkeep.postgres.server import ThrowawayServer
+from pgkeep.progress import Silent
 from pgkeep.repository import Repository, open_store
 from pgkeep.restore.last_wal import save_running_wal
 from support.jobs import KEY, backup, new_repository, wait_until_recovered
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pgkeep.postgres.binaries import ServerBinaries
     from pgkeep.progress import Progress
 
-__all__ = ["DRILL", "Drilled", "check_of", "make_drill_template", "new_timeline", "start_drilled"]
+__all__ = ["DRILL", "AtPhase", "Drilled", "check_of", "make_drill_template", "new_timeline", "start_drilled"]
 
 DRILL: dict[str, Any] = {"settings": {"fsync": "off", "shared_buffers": "32MB"}, "sample_for": 60.0, "jobs": 2}
 
@@ -37,6 +38,17 @@ _ROWS = """
     CREATE INDEX users_name ON users (name);
 """
 _SETTINGS: dict[str, str | int | bool] = {**TEST_SETTINGS, "autovacuum": False}
+
+
+class AtPhase(Silent):
+    """Does something when a phase begins."""
+
+    def __init__(self, name: str, act: object) -> None:
+        self._name, self._act = name, act
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        if name == self._name and callable(self._act):
+            self._act()
 
 
 @dataclass
@@ -79,6 +91,14 @@ class Drilled:
         finally:
             stop.set()
             thread.join()
+
+    def write_segments(self, count: int) -> None:
+        """So many segments of WAL, and some of one more, all of them stored."""
+        for number in range(count):
+            self.sql(f"INSERT INTO users (name) SELECT 'more {number}' FROM generate_series(1, 300)")
+            self.sql("SELECT pg_switch_wal()")
+        self.sql("INSERT INTO users (name) VALUES ('last')")
+        self.ship()
 
     def back_up(self) -> str:
         return backup(self.server.dsn(), self.repository).id

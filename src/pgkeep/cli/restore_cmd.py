@@ -308,7 +308,7 @@ def _plan_document(plan: RestorePlan) -> dict[str, object]:
         "logical_bytes": plan.manifest.logical_size,
         "stored_bytes": plan.manifest.stored_size,
         "server_version": plan.manifest.server_version,
-        "server_binaries": plan.server,
+        "server_binaries": None if plan.server is None else plan.server.place,
         "tablespaces": [
             {"oid": tablespace.oid, "old": tablespace.old, "new": tablespace.new} for tablespace in plan.tablespaces
         ],

@@ -52,7 +52,8 @@ class DrillSettings(Settings):
     ``port`` only names the socket. ``sample_for`` is how long each check may take that can be done in part, in seconds. ``settings`` are
     the server's, for the copy. ``wal_wait`` is how long a drill waits for WAL of a moment that it has made itself. ``offsite`` is the
     repository that is left when a region is lost; None: the last one of the cluster. ``every``: at least once in so many seconds any
-    drill must have passed, None for whenever; ``plans`` are drills with a rhythm of their own.
+    drill must have passed, None for whenever; ``plans`` are drills with a rhythm of their own. ``image`` is the container image that the
+    copy's server runs in, with ``{major}`` for the version; None: a server of this machine, see `pgkeep.drill.programs`.
     """
 
     directory: AbsolutePath | None = None
@@ -64,6 +65,7 @@ class DrillSettings(Settings):
     wal_wait: Seconds = 120.0
     compare: bool = False
     offsite: str | None = None
+    image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@{}-]*$")] | None = None
     every: Seconds | None = None
     plans: Annotated[tuple[DrillPlan, ...], BeforeValidator(as_tuple), Field(alias="plan")] = ()
     assertions: Annotated[tuple[DrillAssertion, ...], BeforeValidator(as_tuple), Field(alias="assert")] = ()

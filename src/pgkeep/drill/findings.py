@@ -91,7 +91,7 @@ class Findings:
             reached=self.reached,
             server_major=0 if plan is None else plan.major,
             server_version="" if copy is None else copy.binaries.version_text,
-            server_from="" if plan is None else plan.server or "",
+            server_from="" if plan is None or plan.server is None else plan.server.place,
             host=socket.gethostname(),
             logical_bytes=0 if manifest is None else manifest.logical_size,
             fetched_bytes=0 if manifest is None else manifest.stored_size,

@@ -11,7 +11,6 @@ from pathlib import Path
 from psycopg import sql
 
 from pgkeep.drill.session import Copy
-from pgkeep.postgres.account import run_as, server_account
 from pgkeep.postgres.binaries import ServerBinaries
 from pgkeep.postgres.recovery_settings import rewrite_settings
 
@@ -45,7 +44,7 @@ def copy_settings(port: int, major: int, given: dict[str, str]) -> dict[str, str
 def silence_libraries(data_directory: Path, binaries: ServerBinaries) -> list[str]:
     """Take libraries out of ``shared_preload_libraries`` that act by themselves; returns a note where there were any."""
     words: list[str | Path] = ["-D", data_directory, f"--data_directory={data_directory}", "-C", _PRELOAD]
-    answer = run_as(server_account(), [binaries.path("postgres"), *words])
+    answer = binaries.run("postgres", *words)
     # where that fails, the server will not start either, and say why
     libraries = [name.strip().strip('"') for name in answer.stdout.split(",") if name.strip()]
     acting = [name for name in libraries if Path(name).name.removesuffix(".so") in _ACTING]

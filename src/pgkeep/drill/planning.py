@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Collection
@@ -19,12 +20,14 @@ from pgkeep.drill.memory import read_drills
 from pgkeep.drill.moment import random_moment, resolved, window_of
 from pgkeep.drill.places import DrillPlace
 from pgkeep.drill.predicted import measured_restores
+from pgkeep.drill.programs import copy_programs
 from pgkeep.drill.reached import timeline_now
 from pgkeep.drill.record import DrillTarget, Phase, Rpo
 from pgkeep.drill.request import DrillRequest
 from pgkeep.drill.scenarios import Runbook
 from pgkeep.errors import NotFoundError, PgkeepError, RecoveryError
 from pgkeep.policy.rto import RtoModel, Work
+from pgkeep.postgres.binaries import ServerBinaries
 from pgkeep.progress import Progress
 from pgkeep.repository import Repository
 from pgkeep.restore.nearest import UnreachableTarget
@@ -170,6 +173,7 @@ class Planner:
             prefetch=self._cluster.wal.prefetch,
             sockets=str(place.sockets),
         )
+        programs = functools.cache(lambda major: copy_programs(drill, place, major, self._note))
         deadline = time.monotonic() + drill.wal_wait
         self._progress.phase("planning")
         with self._runbook.step("Find the backup and the moment to go back to", "pgkeep list --window"):
@@ -177,7 +181,7 @@ class Planner:
                 # to wait for WAL is no part of a restore
                 began = time.monotonic()
                 try:
-                    plan = _plan_apart(request, self._repository, place, drill)
+                    plan = _plan_apart(request, self._repository, place, drill, programs)
                     break
                 except UnreachableTarget as error:
                     if not own:
@@ -232,13 +236,17 @@ class Planner:
 
 
 def _plan_apart(
-    request: RestoreRequest, repository: Repository, place: DrillPlace, drill: DrillSettings
+    request: RestoreRequest,
+    repository: Repository,
+    place: DrillPlace,
+    drill: DrillSettings,
+    programs: Callable[[int], ServerBinaries],
 ) -> RestorePlan:
     """Every tablespace goes below the drill's own directory, and the settings keep the copy to itself."""
     manifest, _ = choose_backup(request, repository)
     settings = copy_settings(drill.port, manifest.server_version // 10000, drill.settings)
     apart = {os.fsdecode(each.location): str(place.tablespace(each.oid)) for each in manifest.tablespaces}
-    return make_plan(msgspec.structs.replace(request, tablespaces=apart, settings=settings), repository)
+    return make_plan(msgspec.structs.replace(request, tablespaces=apart, settings=settings), repository, programs)
 
 
 def option_of(target: RecoveryTarget) -> str:

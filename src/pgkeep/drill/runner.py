@@ -44,7 +44,6 @@ from pgkeep.errors import (
     TargetError,
     UsageError,
 )
-from pgkeep.postgres.binaries import find_binaries
 from pgkeep.postgres.connection import connect_sql
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
@@ -211,7 +210,7 @@ class _Drill:
         with self._runbook.step(f"Restore {chosen}, and recover to {plan.recovery.target}", command):
             with self._phase("write", plan.manifest.logical_size):
                 write_backup(plan, repository, self._progress, RestoreOutcome(plan))
-            for note in silence_libraries(plan.target, find_binaries(plan.major)):
+            for note in silence_libraries(plan.target, plan.programs):
                 self._note(note)
             stack = ExitStack()
             recovered = stack.enter_context(self._recovering(plan, repository))
@@ -267,7 +266,7 @@ class _Drill:
         self._found.copy = Copy(
             dsn=dsn,
             data_directory=plan.target,
-            binaries=find_binaries(plan.major),
+            binaries=plan.programs,
             databases=Copy.databases_of(dsn),
             jobs=self._found.jobs,
             seed=self._found.seed,

@@ -18,7 +18,16 @@ from pgkeep.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ProcessIdentity", "ServerAccount", "can_run", "give_to", "process_identity", "run_as", "server_account"]
+__all__ = [
+    "ProcessIdentity",
+    "ServerAccount",
+    "can_run",
+    "give_to",
+    "process_identity",
+    "run_as",
+    "run_to_end",
+    "server_account",
+]
 
 ACCOUNT_VARIABLE = "PGKEEP_SERVER_ACCOUNT"
 _CANDIDATES = ("postgres", "nobody")
@@ -96,6 +105,13 @@ def run_as(
     The exit code is the caller's to judge. Raises OSError where it cannot be executed, and
     ``subprocess.TimeoutExpired`` after ``timeout`` seconds.
     """
+    return run_to_end(argv, process_identity(account, environment), timeout=timeout)
+
+
+def run_to_end(
+    argv: Sequence[str | os.PathLike[str]], identity: ProcessIdentity, *, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """As `run_as`, for an identity that is known."""
     return subprocess.run(
         [os.fspath(word) for word in argv],
         stdin=subprocess.DEVNULL,
@@ -104,7 +120,7 @@ def run_as(
         errors="replace",
         check=False,
         timeout=timeout,
-        **process_identity(account, environment),
+        **identity,
     )
 
 

@@ -14,15 +14,22 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pgkeep.errors import NotFoundError
-from pgkeep.postgres.account import ServerAccount, run_as, server_account
+from pgkeep.postgres.account import (
+    ProcessIdentity,
+    ServerAccount,
+    process_identity,
+    run_as,
+    run_to_end,
+    server_account,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ServerBinaries", "binaries_in", "find_binaries", "installed_binaries"]
+__all__ = ["ServerBinaries", "binaries_in", "find_binaries", "installed_binaries", "parse_version"]
 
 SEARCH_VARIABLE = "PGKEEP_PG_BIN"
 _FOLDERS = (
@@ -43,6 +50,14 @@ class ServerBinaries:
     bindir: Path
     version: int
 
+    in_container: ClassVar[bool] = False
+    """Whether they run in a container of their own, see `pgkeep.postgres.container`."""
+
+    @property
+    def place(self) -> str:
+        """For people: where the programs are."""
+        return str(self.bindir)
+
     @property
     def major(self) -> int:
         """15 for 15.20."""
@@ -62,6 +77,18 @@ class ServerBinaries:
                 hint=f"install the package that brings {name}, or name another directory in {SEARCH_VARIABLE}",
             )
         return program
+
+    def command(self, name: str, *words: str | os.PathLike[str]) -> list[str]:
+        """The command line of a program with these arguments, for a process with our `identity`; raises NotFoundError."""
+        return [os.fspath(self.path(name)), *(os.fspath(word) for word in words)]
+
+    def identity(self) -> ProcessIdentity:
+        """Who runs such a command line, and where: see `pgkeep.postgres.account.process_identity`."""
+        return process_identity(server_account())
+
+    def run(self, name: str, *words: str | os.PathLike[str]) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end as the server's account; its output is captured as text. Raises NotFoundError, OSError."""
+        return run_to_end(self.command(name, *words), self.identity())
 
 
 def find_binaries(major: int | None = None, *, directory: Path | None = None) -> ServerBinaries:
@@ -127,7 +154,10 @@ def _version(program: Path, _changed: int, account: ServerAccount | None) -> int
         answer = run_as(account, [program, "--version"], timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    match = _VERSION.search(answer.stdout)
-    if answer.returncode != 0 or match is None:
-        return None
-    return int(match[1]) * 10000 + int(match[2] or 0)
+    return parse_version(answer.stdout) if answer.returncode == 0 else None
+
+
+def parse_version(text: str) -> int | None:
+    """The number of ``postgres (PostgreSQL) 15.20``: 150020; None for anything else."""
+    match = _VERSION.search(text)
+    return None if match is None else int(match[1]) * 10000 + int(match[2] or 0)

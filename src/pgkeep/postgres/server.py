@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from pgkeep.errors import RecoveryError, ServerError, TargetError
-from pgkeep.postgres.account import ServerAccount, give_to, process_identity, run_as, server_account
+from pgkeep.postgres.account import ServerAccount, give_to, server_account
+from pgkeep.postgres.running import postmasters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +37,8 @@ _STOP_SIGNALS: Final = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immedia
 _POLL_SECONDS: Final = 0.02
 # Lines of postmaster.pid, from 0 (src/include/utils/pidfile.h counts from 1).
 _PID_LINE, _STATUS_LINE = 0, 7
+_FIRST_PROCESS: Final = "1"
+"""What a postmaster in a container knows itself by."""
 
 
 class Server:
@@ -94,20 +97,17 @@ class Server:
         self.data_directory.mkdir(mode=0o700, exist_ok=True)
         give_to(self.account, self.data_directory)
         switch = ["--data-checksums"] if checksums else ["--no-data-checksums"] if self.binaries.major >= 18 else []
-        answer = run_as(
-            self.account,
-            [
-                self.binaries.path("initdb"),
-                f"--pgdata={self.data_directory}",
-                f"--username={user}",
-                f"--wal-segsize={wal_segment_size}",
-                f"--locale={locale}",
-                "--encoding=UTF8",
-                "--auth=trust",
-                "--no-sync",
-                *switch,
-                *extra,
-            ],
+        answer = self.binaries.run(
+            "initdb",
+            f"--pgdata={self.data_directory}",
+            f"--username={user}",
+            f"--wal-segsize={wal_segment_size}",
+            f"--locale={locale}",
+            "--encoding=UTF8",
+            "--auth=trust",
+            "--no-sync",
+            *switch,
+            *extra,
         )
         if answer.returncode != 0:
             raise ServerError(f"initdb failed for {self.data_directory}: {answer.stderr.strip()}")
@@ -141,12 +141,12 @@ class Server:
             give_to(self.account, self.log_file)
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                [self.binaries.path("postgres"), "-D", self.data_directory, *options],
+                self.binaries.command("postgres", "-D", self.data_directory, *options),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                **process_identity(self.account),
+                **self.binaries.identity(),
             )
         if wait:
             self.wait_ready(timeout)
@@ -176,13 +176,17 @@ class Server:
             return None
         lines = self._pid_file()
         # A file that another server left behind, or that ours has not finished, says nothing yet.
-        if len(lines) <= _STATUS_LINE or lines[_PID_LINE].strip() != str(self.process_id):
+        known_as = _FIRST_PROCESS if self.binaries.in_container else str(self.process_id)
+        if len(lines) <= _STATUS_LINE or lines[_PID_LINE].strip() != known_as:
             return "starting"
         return lines[_STATUS_LINE].strip() or "starting"
 
     @property
     def process_id(self) -> int | None:
         """Of the postmaster that runs on the data directory, whoever started it; None where none runs."""
+        if self.binaries.in_container:
+            # our child is the engine's client
+            return next(iter(postmasters(self.data_directory)), None)
         if self._process is not None:
             return self._process.pid if self._process.poll() is None else None
         try:
@@ -196,6 +200,9 @@ class Server:
     @property
     def is_running(self) -> bool:
         """Whether a postmaster runs on the data directory, ready or not, whoever started it."""
+        if self.binaries.in_container and self._process is not None and self._process.poll() is None:
+            # its container is being made, or is not gone yet
+            return True
         return self.process_id is not None
 
     def stop(self, mode: StopMode = "fast", timeout: float = 120) -> None:
@@ -204,7 +211,8 @@ class Server:
         ``fast`` ends sessions and writes a checkpoint, ``smart`` waits for sessions, ``immediate`` leaves crash recovery to the
         next start. Raises ServerError after ``timeout`` seconds; the server is still stopping then.
         """
-        pid = self.process_id
+        while (pid := self.process_id) is None and self.is_running:
+            time.sleep(_POLL_SECONDS)  # its container is being made
         if pid is not None:
             os.kill(pid, _STOP_SIGNALS[mode])
             self._wait_for_end(timeout)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pgkeep.copies.several import SeveralRepositories, nearest
 from pgkeep.postgres.account import server_account
-from pgkeep.postgres.binaries import find_binaries
+from pgkeep.postgres.container import FETCH_SCRIPT
 from pgkeep.postgres.server import Server
 from pgkeep.progress import Progress, Silent
 from pgkeep.repository import Repository
@@ -29,6 +29,7 @@ from pgkeep.restore.private_server import hand_to_archiver
 from pgkeep.restore.recover import Recovered, recovered_server
 from pgkeep.restore.several_source import content_source
 from pgkeep.restore.write import FileWriter, sync_file_systems, target_errors
+from pgkeep.wal.by_files import restore_command_by_files
 from pgkeep.wal.fetch import restore_command
 
 __all__ = ["RestoreOutcome", "RestoreRequest", "run_restore", "write_backup"]
@@ -104,7 +105,7 @@ def run_restore(
 
 def _start(plan: RestorePlan, outcome: RestoreOutcome) -> None:
     """Start the recovered server with its own settings, on a Unix socket only; it lives on after us."""
-    server = Server(plan.target, find_binaries(plan.major), port=int(plan.request.settings.get("port", "5432")))
+    server = Server(plan.target, plan.programs, port=int(plan.request.settings.get("port", "5432")))
     server.start(timeout=_START_LIMIT)
     server.detach()
     outcome.dsn, outcome.log_file = server.dsn(), str(server.log_file)
@@ -216,7 +217,11 @@ def _prepare(
 
 def _restore_command(plan: RestorePlan) -> str:
     """``false`` (no such file) where all WAL lies in ``pg_wal`` already; else the prefetcher, or the full program without one."""
-    return "false" if plan.is_self_contained else restore_command(plan.request.fetch_command)
+    if plan.is_self_contained:
+        return "false"
+    if plan.server is not None and plan.server.in_container:
+        return restore_command_by_files(FETCH_SCRIPT)
+    return restore_command(plan.request.fetch_command)
 
 
 def _make_room(plan: RestorePlan) -> None:

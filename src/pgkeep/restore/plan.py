@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import msgspec
 from pgkeep.cold.needs import refuse_cold
 from pgkeep.errors import NotFoundError, StoreError, TargetError, UsageError
 from pgkeep.postgres.account import can_run, server_account
-from pgkeep.postgres.binaries import find_binaries
+from pgkeep.postgres.binaries import ServerBinaries, find_binaries
 from pgkeep.repository import Repository
 from pgkeep.repository.manifests import Manifest
 from pgkeep.restore.delta_target import DeltaPlan, inspect_target, tablespace_link
@@ -103,7 +104,7 @@ class RestorePlan:
     tablespaces: list[TablespacePlan]
     room: dict[str, tuple[int, int]]
     moved_aside: list[tuple[str, str]]
-    server: str | None
+    server: ServerBinaries | None
     notes: list[str] = field(default_factory=list)
     delta: DeltaPlan | None = None
 
@@ -111,6 +112,11 @@ class RestorePlan:
     def major(self) -> int:
         """The major version of PostgreSQL that the backup needs."""
         return self.manifest.server_version // 10000
+
+    @property
+    def programs(self) -> ServerBinaries:
+        """Those of its server. Raises NotFoundError where there are none here."""
+        return self.server or find_binaries(self.major)
 
     @property
     def is_self_contained(self) -> bool:
@@ -126,8 +132,10 @@ class RestorePlan:
         return [self.target, *(Path(tablespace.new) for tablespace in self.tablespaces)]
 
 
-def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
-    """Prove on paper that a restore can be done.
+def make_plan(
+    request: RestoreRequest, repository: Repository, programs: Callable[[int], ServerBinaries] = find_binaries
+) -> RestorePlan:
+    """Prove on paper that a restore can be done. ``programs`` finds those of a major version, or raises NotFoundError.
 
     Raises NotFoundError (UnreachableTarget where it is the recovery's target), TargetError (in use, no room, a tablespace
     without a place, the repository itself), ColdBackup (what it needs must be thawed first), UsageError, StoreError, KeyFailure for a
@@ -164,7 +172,7 @@ def make_plan(request: RestoreRequest, repository: Repository) -> RestorePlan:
         )
     server = None
     try:
-        server = str(find_binaries(manifest.server_version // 10000).bindir)
+        server = programs(manifest.server_version // 10000)
     except NotFoundError as error:
         if request.start:
             raise
@@ -277,7 +285,7 @@ def describe(plan: RestorePlan) -> list[str]:
     ]
     lines += [f"{old} is moved aside to {new}" for old, new in plan.moved_aside]
     lines += _describe_delta(plan)
-    lines.append(f"PostgreSQL {plan.major}" + (f" from {plan.server}" if plan.server else ", not installed here"))
+    lines.append(f"PostgreSQL {plan.major}" + (f" from {plan.server.place}" if plan.server else ", not installed here"))
     return lines + plan.notes
 
 

@@ -22,7 +22,6 @@ import psycopg
 
 from pgkeep.errors import RecoveryError
 from pgkeep.postgres.account import give_to, server_account
-from pgkeep.postgres.binaries import find_binaries
 from pgkeep.postgres.control_file import ClusterState, parse_control_file
 from pgkeep.postgres.lsn import LSN
 from pgkeep.postgres.running import read_control_file
@@ -108,6 +107,7 @@ def _prefetching(plan: RestorePlan, repositories: Sequence[Repository]) -> Itera
         depth=plan.request.prefetch,
         jobs=plan.request.jobs or _JOBS,
         limit_lsn=None if recovery.target.kind == "latest" else recovery.stop_lsn,
+        by_files=plan.programs.in_container,
     ) as prefetcher:
         yield prefetcher
 
@@ -126,7 +126,7 @@ class _Recovery:
             # held at the target until it is checked that this is the one; without one there is nothing to hold it at
             self._settings["recovery_target_action"] = "pause"
         port = int(plan.request.settings.get("port", "5432"))
-        self._server = Server(plan.target, find_binaries(plan.major), socket_directory=self._private, port=port)
+        self._server = Server(plan.target, plan.programs, socket_directory=self._private, port=port)
         self._redo_began: float | None = None
         self._control_file = plan.target / "global" / "pg_control"
 

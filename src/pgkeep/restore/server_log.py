@@ -26,6 +26,7 @@ _REDO = "LOG:  redo starts at "
 _PAUSED = "LOG:  pausing at the end of recovery"
 _SHUTDOWN = "LOG:  shutdown at recovery target"
 _FAILED = re.compile(r"(?:FATAL|PANIC):  (.*)")
+_LOG = "LOG:  "
 _NOISE = ("the database system is starting up", "the database system is not yet accepting connections")
 
 
@@ -47,6 +48,7 @@ class RecoveryLog:
 
     def __post_init__(self) -> None:
         self._rest = b""
+        self._said = ""
 
     def read(self) -> None:
         """Take in what the server has written since the last call."""
@@ -70,4 +72,7 @@ class RecoveryLog:
         elif _SHUTDOWN in line:
             self.shut_down = True
         elif (match := _FAILED.search(line)) and self.failure is None and not match[1].startswith(_NOISE):
-            self.failure = match[1]
+            # it has said before what they are
+            self.failure = f"{match[1]}: {self._said}" if match[1].endswith("contains errors") else match[1]
+        if _LOG in line:
+            self._said = line.partition(_LOG)[2]

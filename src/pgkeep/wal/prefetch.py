@@ -21,6 +21,7 @@ from pgkeep.errors import BusyError, NotFoundError, PgkeepError
 from pgkeep.postgres.timeline import TimelineHistory, parse_history_name
 from pgkeep.postgres.wal import WalFileKind, classify, parse_segment_name, segment_name
 from pgkeep.repository.wal_objects import WalArchive
+from pgkeep.wal.by_files import FileRequests
 from pgkeep.wal.fetch import ABSENT, PREFETCH_FOLDER, Answer, answer_of
 from pgkeep.wal.fetch_files import FileFolder
 from pgkeep.wal.fetch_source import WalSource
@@ -88,12 +89,14 @@ class Prefetcher:
         time_limit: float = TIME_LIMIT,
         system_identifier: int | None = None,
         lock: int | None = None,
+        by_files: bool = False,
     ) -> None:
         """``depth`` segments are kept ready, but not more than ``room`` bytes of them; ``jobs`` threads bring them.
 
         ``path`` None: the newest timeline's, or that of the timeline that is asked for. None that begins at ``limit_lsn`` or
         behind it is brought before it is asked for. ``time_limit``: seconds that a store may take for one file. ``lock`` is a
-        descriptor of `open_lock`, which is closed at the end. ``system_identifier`` None: that of the first archive.
+        descriptor of `open_lock`, which is closed at the end. ``system_identifier`` None: that of the first archive. ``by_files``: the server is in a
+        container, see `pgkeep.wal.by_files`.
         """
         named = [
             source if isinstance(source, WalSource) else WalSource.of_archive(f"repository {number}", source)
@@ -113,6 +116,7 @@ class Prefetcher:
         self._limit_lsn = limit_lsn
         self._time_limit = time_limit
         self._lock_descriptor = lock
+        self._by_files = by_files
 
         self._changed = threading.Condition()
         self._ended = False
@@ -138,7 +142,7 @@ class Prefetcher:
         if self._lock_descriptor is None:
             self._lock_descriptor = open_lock(self._folder, wait=_END_SECONDS)
         self._clear()
-        self._server = PrefetchServer(self._folder, self.fetch)
+        self._server = (FileRequests if self._by_files else PrefetchServer)(self._folder, self.fetch)
         self._threads = [
             threading.Thread(target=self._work, name=f"wal-prefetch-{number}", daemon=True)
             for number in range(self._jobs if self._depth else 0)

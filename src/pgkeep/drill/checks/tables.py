@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from psycopg import sql
 
@@ -11,7 +10,6 @@ from pgkeep.drill.checks.found import failed, passed
 from pgkeep.drill.record import Check
 from pgkeep.drill.session import Connection, Copy, Job, reason_of, work_off
 from pgkeep.errors import NotFoundError
-from pgkeep.postgres.account import run_as, server_account
 
 __all__ = ["check_tables"]
 
@@ -78,12 +76,10 @@ def _read_large_objects(connection: Connection, _: None) -> int:
 
 def _dump_schema(copy: Copy, database: str) -> list[str]:
     try:
-        program = copy.binaries.path("pg_dump")
+        answer = copy.binaries.run("pg_dump", "--schema-only", "--file=/dev/null", f"--dbname={copy.dsn_of(database)}")
     except NotFoundError:
         # the package of the server's programs may leave the client's out
         return []
-    words: list[str | Path] = [program, "--schema-only", "--file=/dev/null", f"--dbname={copy.dsn_of(database)}"]
-    answer = run_as(server_account(), words)
     if answer.returncode == 0:
         return []
     said = " ".join(answer.stderr.split()).removeprefix("pg_dump: ")
