@@ -125,6 +125,8 @@ class _Collector:
         tombstones = self._clean_up(read_tombstones(self._store))
         # after the tombstones, and before the backups: what came in between is seen by the second look
         expiries = self._expiries()
+        # before the backups: what a writer has listed that is not at work any more is among them
+        at_work = living(self._store, besides=self._lease)
         backups = set(self._repository.catalog.names())
         # after the backups: what they need is in the index before they are listed
         self._repository.index.refresh()
@@ -137,7 +139,7 @@ class _Collector:
         self.report.backups, self.report.read = len(backups), self._references.read
         self._references.forget_others(live.seen)
         tombstones = [tombstone for tombstone in tombstones if not self._is_needed(tombstone, live)]
-        due = [tombstone for tombstone in tombstones if self._is_due(tombstone)]
+        due = [tombstone for tombstone in tombstones if self._is_due(tombstone, at_work)]
         self.report.waiting = sum(len(tombstone.packs) for tombstone in tombstones if tombstone not in due)
         infos = {info.name: info for info in self._store.list("packs/")}
         self.report.packs, self.report.size = len(infos), sum(info.size for info in infos.values())
@@ -173,11 +175,11 @@ class _Collector:
                 spare(self._store, tombstone.name)
         return bool(needed)
 
-    def _is_due(self, tombstone: Tombstone) -> bool:
+    def _is_due(self, tombstone: Tombstone, at_work: Collection[str]) -> bool:
         if self._now - tombstone.time < self._request.grace:
             return False
         assert tombstone.leases is not None
-        return not tombstone.leases & living(self._store, besides=self._lease)
+        return tombstone.leases.isdisjoint(at_work)
 
     def _is_proven(self, tombstone: Tombstone, live: LiveContents) -> bool:
         """Whether what backups will find elsewhere was read there: an index says what whoever could add to the repository made it say."""

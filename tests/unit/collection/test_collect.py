@@ -201,10 +201,11 @@ def test_a_backup_that_came_just_before_the_tombstone_is_seen(
     assert contents_of(Repository.open(open_store(repository.store.url), KEY), child) == {b"z": plain}
 
 
+@pytest.mark.parametrize("asks", ["before it reads its parent", "too late"])
 def test_a_backup_that_is_listed_while_a_collector_is_about_to_delete_what_its_parent_needed_is_whole(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, asks: str
 ) -> None:
-    """The parent goes, its packs are doomed, and the backup comes after the collector's look at the backups, but before that at the leases."""
+    """The parent goes, its packs are doomed, and the backup comes after the collector's look at the backups."""
     make_backup(repository, 1, {b"k": page("k")})
     plain = page("a")
     parent = make_backup(repository, 2, {b"a": plain})
@@ -212,7 +213,7 @@ def test_a_backup_that_is_listed_while_a_collector_is_about_to_delete_what_its_p
     children: list[Manifest] = []
     with ExitStack() as stack:
         stack.enter_context(writer.lease("backup of cluster 2"))
-        watch = writer.doom_watch()
+        watch = writer.doom_watch() if asks != "too late" else None
         kept = entries_of(writer, parent)
         remove_backup(repository, parent)
         assert collect(repository).doomed == 2
