@@ -211,11 +211,12 @@ class Server:
         ``fast`` ends sessions and writes a checkpoint, ``smart`` waits for sessions, ``immediate`` leaves crash recovery to the
         next start. Raises ServerError after ``timeout`` seconds; the server is still stopping then.
         """
-        while (pid := self.process_id) is None and self.is_running:
+        deadline = time.monotonic() + timeout
+        while (pid := self.process_id) is None and self.is_running and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)  # its container is being made
         if pid is not None:
             os.kill(pid, _STOP_SIGNALS[mode])
-            self._wait_for_end(timeout)
+        self._wait_for_end(timeout)
         self._forget()
 
     def kill(self) -> None:
